@@ -1,0 +1,132 @@
+"""The interface between the planner and the tensor libraries.
+
+numpy arrays, plain numbers and dataclasses cross this border, never tensors. Adapters import nothing from `harness`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+class UserError(Exception):
+    """Something that the user can mend. `hint` says how; the command prints both in one line and exits with 2."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class OutOfMemory(Exception):
+    """A batch did not fit. The scorer halves it and tries again."""
+
+
+@dataclass(frozen=True)
+class BackendInfo:
+    """What was loaded and what computes. All sizes in bytes."""
+
+    name: str  # as given to --backend, resolved: "torch-cpu", "mlx-q4"
+    execution: str  # "torch" or "mlx": the library that computes
+    device: str  # "cpu", "mps", "cuda", "metal"
+    dtype: str  # of the computation: "float32", "bfloat16", "float16"
+    weights: str  # how the weights are stored: "bfloat16", "4-bit, group size 64"
+    weights_bytes: int  # size of the weights as stored, quantisation scales included
+    parameters: int
+    context_length: int  # tokens
+    hidden_size: int
+    batch_tokens: int  # a good token budget for one batch on this device
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+class Prefix(ABC):
+    """The key-value cache of one token sequence that stands before others. Never changed once made."""
+
+    length: int  # tokens
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to generate. `temperature` 0 is greedy."""
+
+    max_new_tokens: int
+    stop: tuple[str, ...] = ()
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+class Backend(ABC):
+    """A loaded language model."""
+
+    info: BackendInfo
+    tokenizer: Any  # a transformers tokenizer (PreTrainedTokenizerFast)
+
+    @abstractmethod
+    def encode(
+        self,
+        rows: Sequence[Sequence[int]],
+        positions: Sequence[Sequence[int]],
+        prefix: Prefix | None = None,
+        keep: bool = False,
+    ) -> tuple[np.ndarray, Prefix | None]:
+        """Runs the rows, each following the same `prefix`, and reads the last hidden states at some positions.
+
+        Args:
+            rows: token ids; none empty. Shorter rows are padded on the right.
+            positions: for each row, which of its own tokens to read (0 is the first token after the prefix).
+            prefix: what stands before every row, or None.
+            keep: return the cache of prefix + row for reuse; allowed for a single row only.
+
+        Returns:
+            float32 array [number of positions, hidden size], after the final norm, in the order of rows and positions;
+            and the new prefix if `keep`.
+
+        Raises:
+            OutOfMemory: the batch does not fit.
+        """
+
+    @abstractmethod
+    def project(self, hidden: np.ndarray, sources: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Log-probabilities of chosen tokens, computed in float32 over the whole vocabulary.
+
+        Args:
+            hidden: float32 [n, hidden size], from `encode`.
+            sources: int64 [m], the row of `hidden` that predicts each token.
+            tokens: int64 [m], the token ids asked for.
+
+        Returns:
+            float64 [m] log-probabilities (natural logarithm), and bool [m]: the token is the most probable one.
+        """
+
+    @abstractmethod
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        on_text: Callable[[int, str], None] | None = None,
+    ) -> list[str]:
+        """Continues every prompt, as one batch.
+
+        Args:
+            prompts: token ids, none empty.
+            sampling: length limit, stop strings, temperature.
+            on_text: called with (index of the prompt, its whole text so far) as text appears.
+
+        Returns:
+            The continuations, cut before the first stop string, special tokens left out.
+
+        Raises:
+            OutOfMemory: the batch does not fit.
+        """
+
+    @abstractmethod
+    def peak_memory(self) -> int | None:
+        """Peak bytes that the device's allocator held, or None where the process's own peak is the measure (CPU)."""

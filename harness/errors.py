@@ -1,0 +1,19 @@
+"""Errors that a user can cause and mend. Everything else is a bug and shows its traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+from adapters.base import UserError
+
+__all__ = ["UserError", "nearest_hint"]
+
+
+def nearest_hint(name: str, known: Iterable[str], what: str) -> str:
+    """`did you mean …?` with the nearest of the known names, or all of them where none is near."""
+    names = list(known)
+    near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"{what}: {', '.join(names)}"
