@@ -1,0 +1,363 @@
+"""Gemma-3 computed by MLX: on Metal on a Mac, elsewhere on the CPU (right, but slow).
+
+The model and its caches are mlx-lm's; how prefixes are shared, what is projected and where text stops is ours.
+MLX is imported on first use, so that this module imports anywhere. A backend belongs to one thread at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adapters.base import Backend, BackendInfo, OutOfMemory, Prefix, Sampling, UserError
+from adapters.mlx_weights import (
+    describe_weights,
+    mlx_config,
+    parameter_count,
+    quantization_of,
+    read_config,
+    stored_bytes,
+)
+
+BATCH_TOKENS = {"metal": 4096, "cpu": 512}
+# Longer rows go through the cache in pieces: attention masks and scores grow with the square of a piece's length.
+PREFILL_TOKENS = 2048
+# One block of logits, and the float32 copy of the rows of the vocabulary matrix that it needs, stay below this each.
+PROJECTION_BYTES = 128 * 1024 * 1024
+END_OF_TURN = "<end_of_turn>"
+# Parts of the messages with which MLX refuses an allocation: "[malloc] Unable to allocate 1024 bytes.",
+# "[metal::malloc] Attempting to allocate ... greater than the maximum allowed buffer size ...",
+# "[metal::malloc] Resource limit (499000) exceeded.",
+# "[METAL] Command buffer execution failed: Insufficient Memory (00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)".
+MEMORY_MESSAGES = ("malloc]", "insufficient memory", "outofmemory", "out of memory")
+
+
+def import_mlx() -> Any:
+    """mlx.core, or UserError where it is not installed."""
+    # MLX multiplies float32 matrices with a 10-bit mantissa on the newest Macs unless told otherwise before first use.
+    os.environ.setdefault("MLX_ENABLE_TF32", "0")
+    try:
+        import mlx.core as mx
+        import mlx_lm  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"MLX is not usable here: {error}", "pip install mlx-lm, and mlx[cpu] on Linux") from error
+    return mx
+
+
+def metal_available() -> bool:
+    """Whether MLX is installed and computes on a GPU of Apple's."""
+    try:
+        mx = import_mlx()
+    except UserError:
+        return False
+    return mx.metal.is_available() and mx.default_device() == mx.gpu
+
+
+@dataclass(frozen=True)
+class MlxPrefix(Prefix):
+    """Keys and values of every layer, arrays [1, key-value heads, tokens kept, head width], oldest token first.
+
+    Global layers keep all tokens, sliding ones the last `window` of them.
+    """
+
+    length: int
+    layers: tuple[tuple[Any, Any], ...]
+
+
+def load_mlx(
+    name: str,
+    model_dir: Path,
+    *,
+    dtype: str = "auto",
+    stored: str | None = None,
+    options: dict[str, Any] | None = None,
+) -> MlxBackend:
+    """Loads a checkpoint for MLX.
+
+    Args:
+        name: of the backend, for the record.
+        model_dir: an MLX checkpoint, or an unquantised transformers one; see mlx_weights.ensure_mlx_model.
+        dtype: of the computation: "float32", "bfloat16", "float16", or "auto": float32 on a CPU, where MLX's 16-bit
+            kernels accumulate in 16 bits, else `stored`, or bfloat16.
+        stored: "float16" or "bfloat16": the type to which an unquantised checkpoint's weights are rounded first.
+        options: what else was asked for, for the record.
+
+    Raises:
+        UserError: MLX is missing, cannot compute this model, or is asked for 16-bit computation on a CPU.
+    """
+    mx = import_mlx()
+    from mlx_lm.utils import load_config, load_model
+    from transformers import PreTrainedTokenizerFast
+
+    config = mlx_config(read_config(model_dir))
+    device = "metal" if metal_available() else "cpu"
+    if device == "cpu" and dtype not in ("auto", "float32"):
+        raise UserError(f"MLX on a CPU computes in float32 only, not {dtype}", "leave the dtype out")
+    if dtype == "auto":
+        dtype = "float32" if device == "cpu" else stored or "bfloat16"
+    with memory_errors():
+        model, _ = load_model(model_dir, lazy=True, model_config=config, trust_remote_code=False)
+        if stored and quantization_of(config) is None:
+            model.set_dtype(getattr(mx, stored))
+        model.set_dtype(getattr(mx, dtype))
+        mx.eval(model.parameters())
+    info = BackendInfo(
+        name=name,
+        execution="mlx",
+        device=device,
+        dtype=dtype,
+        weights=describe_weights(model_dir, stored or dtype),
+        weights_bytes=stored_bytes(model_dir, stored or dtype),
+        parameters=parameter_count(model_dir),
+        context_length=config["max_position_embeddings"],
+        hidden_size=config["hidden_size"],
+        batch_tokens=BATCH_TOKENS[device],
+        options=dict(options or {}),
+    )
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(model_dir)  # AutoTokenizer builds Gemma's anew, in seconds
+    eos = load_config(model_dir).get("eos_token_id")  # that of generation_config.json, if there is one
+    return MlxBackend(model, tokenizer, info, _stop_tokens(eos, tokenizer))
+
+
+class MlxBackend(Backend):
+    """A Gemma-3 of mlx-lm behind the common interface."""
+
+    def __init__(self, model: Any, tokenizer: Any, info: BackendInfo, stop_tokens: frozenset[int]) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.info = info
+        self._stop_tokens = stop_tokens
+        self._mx = import_mlx()
+
+    def encode(
+        self,
+        rows: Sequence[Sequence[int]],
+        positions: Sequence[Sequence[int]],
+        prefix: Prefix | None = None,
+        keep: bool = False,
+    ) -> tuple[np.ndarray, Prefix | None]:
+        mx = self._mx
+        if keep and len(rows) != 1:
+            raise ValueError("only a single row's cache can be kept")
+        if prefix is not None and not isinstance(prefix, MlxPrefix):
+            raise TypeError("the prefix was made by another backend")
+        width = max(len(row) for row in rows)
+        tokens = np.zeros((len(rows), width), dtype=np.int32)
+        for i, row in enumerate(rows):
+            tokens[i, : len(row)] = row
+        wanted = [(i, p) for i, places in enumerate(positions) for p in places]
+        result = np.zeros((len(wanted), self.info.hidden_size), dtype=np.float32)
+        with memory_errors():
+            caches = self._caches(prefix, len(rows))
+            for start in range(0, width, PREFILL_TOKENS):
+                piece = tokens[:, start : start + PREFILL_TOKENS]
+                hidden = self.model.model(mx.array(piece), caches)
+                here = [n for n, (_, p) in enumerate(wanted) if start <= p < start + piece.shape[1]]
+                if here:
+                    flat = [wanted[n][0] * piece.shape[1] + wanted[n][1] - start for n in here]
+                    read = hidden.reshape(-1, hidden.shape[-1])[mx.array(flat)].astype(mx.float32)
+                    result[here] = np.array(read)
+                mx.eval([(cache.keys, cache.values) for cache in caches])
+            kept = _snapshot(caches, (prefix.length if prefix else 0) + width) if keep else None
+            del caches
+            mx.clear_cache()
+        return result, kept
+
+    def _caches(self, prefix: MlxPrefix | None, batch: int) -> list[Any]:
+        """mlx-lm's caches, holding the prefix once for every row. They share no array with the prefix."""
+        caches = self.model.make_cache()
+        if prefix is None:
+            return caches
+        for cache, (keys, values) in zip(caches, prefix.layers, strict=True):
+            # Caches write into their arrays, and MLX shows such writes through every name of an array object;
+            # broadcast_to makes a new one, even for a batch of one.
+            cache.keys = self._mx.broadcast_to(keys, (batch, *keys.shape[1:]))
+            cache.values = self._mx.broadcast_to(values, (batch, *values.shape[1:]))
+            cache.offset = prefix.length
+            if hasattr(cache, "max_size"):  # a RotatingKVCache: its last written place
+                cache._idx = keys.shape[2]
+        return caches
+
+    def project(self, hidden: np.ndarray, sources: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        mx = self._mx
+        logprobs, best = np.zeros(len(sources)), np.zeros(len(sources), dtype=bool)
+        vocabulary = self._head().weight.shape[0]
+        if len(tokens) and not 0 <= int(np.min(tokens)) <= int(np.max(tokens)) < vocabulary:
+            raise ValueError(f"token ids must lie in 0 to {vocabulary - 1}")
+        rows, row_of = np.unique(np.asarray(sources), return_inverse=True)
+        block = min(vocabulary, max(1, PROJECTION_BYTES // (4 * self.info.hidden_size)))
+        height = max(1, PROJECTION_BYTES // (4 * block))
+        with memory_errors():
+            for start in range(0, len(rows), height):
+                asked = np.flatnonzero((row_of >= start) & (row_of < start + height))
+                x = mx.array(np.ascontiguousarray(hidden[rows[start : start + height]], dtype=np.float32))
+                found = self._project_rows(x, row_of[asked] - start, np.asarray(tokens)[asked], block)
+                logprobs[asked], best[asked] = found
+            mx.clear_cache()
+        return logprobs, best
+
+    def _project_rows(self, x: Any, rows: np.ndarray, tokens: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """`project` for few enough rows: runs over blocks of the vocabulary, keeping the maximum and the sum.
+
+        Args:
+            x: float32 array [n, hidden size].
+            rows: [m], row of `x`; tokens: [m], token asked for.
+            block: tokens of the vocabulary at a time.
+        """
+        mx = self._mx
+        head = self._head()
+        row, token = mx.array(rows.astype(np.int32)), mx.array(tokens.astype(np.int32))
+        peak = mx.full((x.shape[0],), -mx.inf)
+        total = mx.zeros((x.shape[0],))
+        logit = mx.zeros((len(rows),))
+        for start in range(0, head.weight.shape[0], block):
+            logits = _block_logits(mx, head, x, slice(start, start + block))
+            new_peak = mx.maximum(peak, logits.max(axis=-1))
+            total = total * mx.exp(peak - new_peak) + mx.exp(logits - new_peak[:, None]).sum(axis=-1)
+            peak = new_peak
+            inside = (token >= start) & (token < start + logits.shape[1])
+            logit = mx.where(inside, logits[row, mx.clip(token - start, 0, logits.shape[1] - 1)], logit)
+            mx.eval(peak, total, logit)
+        found = np.array(logit - (peak + mx.log(total))[row]).astype(np.float64)
+        return found, np.array(logit >= peak[row]) & np.isfinite(found)
+
+    def _head(self) -> Any:
+        """The module that holds the vocabulary's matrix, quantised or not, tied to the embeddings or not."""
+        return self.model.model.embed_tokens if self.model.tie_word_embeddings else self.model.lm_head
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        on_text: Callable[[int, str], None] | None = None,
+    ) -> list[str]:
+        mx = self._mx
+        from mlx_lm.generate import BatchGenerator
+
+        ids: list[list[int]] = [[] for _ in prompts]
+        texts = [""] * len(prompts)
+        if not prompts or sampling.max_new_tokens < 1:
+            return texts
+        with memory_errors():
+            generator = BatchGenerator(
+                self.model,
+                max_tokens=sampling.max_new_tokens,
+                stop_tokens=[[token] for token in sorted(self._stop_tokens)],
+                sampler=_sampler(mx, sampling),
+                completion_batch_size=len(prompts),
+                prefill_batch_size=len(prompts),
+                prefill_step_size=PREFILL_TOKENS,
+                stream=mx.default_stream(mx.default_device()),  # mlx-lm's own belongs to the thread that imported it
+            )
+            try:
+                index_of = {uid: i for i, uid in enumerate(generator.insert([list(prompt) for prompt in prompts]))}
+                while responses := generator.next_generated():
+                    for response in responses:
+                        i = index_of[response.uid]
+                        if response.finish_reason != "stop":
+                            ids[i].append(response.token)
+                        whole = self.tokenizer.decode(ids[i], skip_special_tokens=True)
+                        text, stopped = _cut(whole, sampling.stop)
+                        if stopped and response.finish_reason is None:
+                            generator.remove([response.uid])
+                        ended = stopped or response.finish_reason is not None
+                        if not ended:  # bytes that follow can undo a decoded run of bytes: then wait
+                            text = _settled(text, sampling.stop)
+                            text = text if text.startswith(texts[i]) else texts[i]
+                        if on_text is not None and text != texts[i]:
+                            on_text(i, text)
+                        texts[i] = text
+            finally:
+                generator.close()
+            mx.clear_cache()
+        return texts
+
+    def peak_memory(self) -> int | None:
+        return self._mx.get_peak_memory() if self.info.device == "metal" else None
+
+
+@contextlib.contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turns MLX's refusals of memory into OutOfMemory and frees what MLX keeps for reuse."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        text = str(error).lower()
+        if isinstance(error, RuntimeError) and not any(part in text for part in MEMORY_MESSAGES):
+            raise
+        import_mlx().clear_cache()
+        raise OutOfMemory(str(error)) from error
+
+
+def _snapshot(caches: list[Any], length: int) -> MlxPrefix:
+    """What mlx-lm's caches of a single row hold, as a prefix of `length` tokens, in memory of its own."""
+    mx = import_mlx()
+    layers = []
+    for cache in caches:
+        if hasattr(cache, "max_size"):  # RotatingKVCache
+            kept = min(length, cache.max_size)
+            pair = [cache._temporal_order(x)[..., -kept:, :] for x in (cache.keys, cache.values)]
+        else:
+            pair = [x[..., :length, :] for x in (cache.keys, cache.values)]
+        layers.append((mx.contiguous(pair[0]), mx.contiguous(pair[1])))
+    mx.eval(layers)
+    return MlxPrefix(length=length, layers=tuple(layers))
+
+
+def _block_logits(mx: Any, head: Any, x: Any, block: slice) -> Any:
+    """Logits of one block of the vocabulary, float32 [n, block], from a plain or quantised [vocabulary, hidden]."""
+    if "scales" not in head:
+        return x @ head.weight[block].astype(mx.float32).T
+    biases = head.get("biases")
+    biases = biases if biases is None else biases[block]
+    settings = {"group_size": head.group_size, "bits": head.bits, "mode": head.mode}
+    return mx.quantized_matmul(x, head.weight[block], head.scales[block], biases, transpose=True, **settings)
+
+
+def _sampler(mx: Any, sampling: Sampling) -> Callable[[Any], Any]:
+    """Picks a token for each row of log-probabilities [batch, vocabulary]; temperature comes before top-p.
+
+    mlx-lm's own samplers draw from the process's random state through mx.compile, which releases of MLX have broken.
+    """
+    if sampling.temperature == 0:
+        return lambda logprobs: mx.argmax(logprobs, axis=-1)
+    key = mx.random.key(sampling.seed)
+
+    def draw(logprobs: Any) -> Any:
+        nonlocal key
+        key, now = mx.random.split(key)
+        scaled = logprobs.astype(mx.float32) / sampling.temperature
+        if sampling.top_p < 1:
+            ordered = mx.sort(scaled, axis=-1)
+            likelier = mx.cumsum(mx.softmax(ordered, axis=-1), axis=-1, reverse=True, inclusive=False)
+            least = mx.where(likelier < sampling.top_p, ordered, mx.inf).min(axis=-1, keepdims=True)
+            scaled = mx.where(scaled < least, -mx.inf, scaled)
+        return mx.random.categorical(scaled, key=now)
+
+    return draw
+
+
+def _cut(text: str, stops: Sequence[str]) -> tuple[str, bool]:
+    """The text before the first stop string, and whether there was one."""
+    ends = [end for end in (text.find(stop) for stop in stops if stop) if end >= 0]
+    return (text[: min(ends)], True) if ends else (text, False)
+
+
+def _settled(text: str, stops: Sequence[str]) -> str:
+    """The part of a growing text that no further token can take back: no half characters, no half stop strings."""
+    text = text.rstrip("\N{REPLACEMENT CHARACTER}")
+    halves = (stop[:size] for stop in stops for size in range(1, len(stop)))
+    return text[: len(text) - max((len(half) for half in halves if text.endswith(half)), default=0)]
+
+
+def _stop_tokens(eos: int | list[int] | None, tokenizer: Any) -> frozenset[int]:
+    """Ids that end an answer: `eos` of the model's configuration, the tokenizer's own, and <end_of_turn>."""
+    found = set(eos) if isinstance(eos, list) else {eos}
+    found |= {tokenizer.eos_token_id, tokenizer.get_vocab().get(END_OF_TURN)}
+    return frozenset(token for token in found if token is not None)

@@ -1,0 +1,346 @@
+"""Gemma-3 checkpoints as MLX stores them: quantising, reading back, sizes.
+
+transformers and mlx-lm use the same tensor names for Gemma-3, so that only the configuration and quantised matrices
+need translation. Quantisation itself is mlx_lm.convert, called, not imitated. MLX is imported on first use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from adapters.base import UserError
+
+# What MLX can quantise to: mode -> (bits, group sizes).
+QUANTIZATION_MODES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "affine": ((2, 3, 4, 5, 6, 8), (32, 64, 128)),
+    "mxfp4": ((4,), (32,)),
+    "nvfp4": ((4,), (16,)),
+    "mxfp8": ((8,), (32,)),
+}
+BYTES_PER_VALUE = {"float32": 4, "float16": 2, "bfloat16": 2}
+# Matrices are dequantised in blocks of rows of about this many values: a 262,144-row embedding must not exist twice.
+VALUES_PER_BLOCK = 16 * 1024 * 1024
+TOKENIZER_FILES = ("tokenizer", "special_tokens", "added_tokens", "chat_template")
+# Part of the cache key: raise it when a cached conversion of the same settings would come out differently.
+CONVERSION_VERSION = 1
+
+
+def read_config(model_dir: Path) -> dict[str, Any]:
+    """config.json of a model directory. Raises UserError if there is none or it is not JSON."""
+    try:
+        return json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{model_dir} is not a model directory: {error}") from error
+
+
+def mlx_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with the keys that mlx-lm's gemma3_text reads, derived from transformers' newer ones.
+
+    transformers 5 writes rope_parameters and layer_types; mlx-lm reads rope_theta, rope_local_base_freq, rope_scaling
+    and sliding_window_pattern, and takes Gemma's usual values where they are missing, without a word.
+
+    Args:
+        config: contents of config.json, in the old form, the new one, or both (then the new one wins).
+
+    Returns:
+        A copy of `config` with those four keys and `sliding_window` set.
+
+    Raises:
+        UserError: the model is one that mlx-lm would compute wrongly.
+    """
+    if config.get("model_type") != "gemma3_text":
+        raise UserError(
+            f"model type {config.get('model_type')!r} is not supported",
+            "text-only Gemma-3 checkpoints have 'gemma3_text'",
+        )
+    for key in ("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention", "attention_bias"):
+        if config.get(key):
+            raise UserError(f"MLX ignores {key}={config[key]!r} of this model", "use the torch backend")
+    activation = config.get("hidden_activation") or "gelu_pytorch_tanh"
+    if activation != "gelu_pytorch_tanh":
+        raise UserError(f"MLX computes gelu_pytorch_tanh only, not {activation}", "use the torch backend")
+
+    ropes = config.get("rope_parameters") or {}
+    if ropes and not ropes.keys() & {"full_attention", "sliding_attention"}:
+        raise UserError("rope_parameters of the model are not given by kind of layer")
+    full = {"rope_theta": config.get("rope_theta") or 1_000_000.0, **(config.get("rope_scaling") or {})}
+    full.update(ropes.get("full_attention") or {})
+    sliding = {"rope_theta": config.get("rope_local_base_freq") or 10_000.0, **(ropes.get("sliding_attention") or {})}
+    full_type, sliding_type = (rope.get("rope_type") or rope.get("type") or "default" for rope in (full, sliding))
+    if full_type not in ("default", "linear") or sliding_type != "default":
+        raise UserError(f"MLX cannot use rope types {full_type!r} and {sliding_type!r} here", "use the torch backend")
+    return {
+        **config,
+        "rope_theta": full["rope_theta"],
+        "rope_local_base_freq": sliding["rope_theta"],
+        "rope_scaling": {"rope_type": "linear", "factor": full["factor"]} if full_type == "linear" else None,
+        "sliding_window": config.get("sliding_window") or 4096,  # transformers' default; mlx-lm's is 512
+        "sliding_window_pattern": _sliding_window_pattern(config),
+    }
+
+
+def _sliding_window_pattern(config: dict[str, Any]) -> int:
+    """n where every n-th layer is global, as mlx-lm supposes. UserError if the layers do not lie so."""
+    layers = config.get("layer_types")
+    if not layers:
+        return config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6
+    pattern = layers.index("full_attention") + 1 if "full_attention" in layers else 0
+    expected = ["sliding_attention" if pattern and (i + 1) % pattern else "full_attention" for i in range(len(layers))]
+    if not pattern or layers != expected:
+        raise UserError("the model's layer_types are not periodic, which MLX requires", "use the torch backend")
+    return pattern
+
+
+def quantization_of(config: dict[str, Any]) -> dict[str, Any] | None:
+    """MLX's quantisation entry of a configuration ("bits", "group_size", "mode", exceptions by layer), None if none."""
+    quantization = config.get("quantization")
+    if quantization is None and config.get("quantization_config") is not None:
+        raise UserError("the checkpoint is quantised by another library than MLX", "give the unquantised model")
+    return quantization
+
+
+def check_quantization(config: dict[str, Any], bits: int, group_size: int, mode: str) -> None:
+    """Raises UserError if MLX cannot quantise every matrix of such a model so (mlx-lm itself skips such matrices)."""
+    if mode not in QUANTIZATION_MODES:
+        raise UserError(f"unknown quantisation mode {mode!r}", f"one of {', '.join(QUANTIZATION_MODES)}")
+    all_bits, group_sizes = QUANTIZATION_MODES[mode]
+    if bits not in all_bits:
+        raise UserError(f"cannot quantise to {bits} bits in mode {mode}", f"one of {', '.join(map(str, all_bits))}")
+    if group_size not in group_sizes:
+        raise UserError(
+            f"group size {group_size} is not possible in mode {mode}", f"one of {', '.join(map(str, group_sizes))}"
+        )
+    widths = {
+        "hidden size": config["hidden_size"],
+        "intermediate size": config["intermediate_size"],
+        "attention width": config["num_attention_heads"] * config.get("head_dim", 256),
+    }
+    for name, width in widths.items():
+        if width % group_size:
+            raise UserError(f"group size {group_size} does not divide the model's {name} {width}")
+
+
+def ensure_mlx_model(
+    model_dir: Path,
+    *,
+    bits: int | None,
+    dtype: str,
+    group_size: int = 64,
+    mode: str = "affine",
+    cache_dir: Path,
+    fingerprint: str,
+) -> Path:
+    """The directory of an MLX checkpoint with the wanted quantisation, made by mlx_lm.convert if need be.
+
+    Args:
+        model_dir: a transformers or an MLX checkpoint (config.json, model*.safetensors, tokenizer).
+        bits: per weight, or None for no quantisation: then `model_dir` itself is returned.
+        dtype: "float16", "bfloat16" or "float32", of what a conversion leaves unquantised (norms, scales, biases).
+        group_size: weights that share a scale.
+        mode: MLX's quantisation mode, a key of QUANTIZATION_MODES.
+        cache_dir: conversions are kept in a directory of it, whole or not at all; several processes may share it.
+        fingerprint: identifies the contents of `model_dir`.
+
+    Raises:
+        UserError: impossible settings, or a checkpoint that is quantised in another way than asked for.
+    """
+    config = read_config(model_dir)
+    found = quantization_of(config)
+    if found is not None:
+        _check_same_quantization(found, bits, group_size, mode)
+        return model_dir
+    if bits is None:
+        return model_dir
+    staged_config = {**mlx_config(config), "dtype": dtype}
+    check_quantization(staged_config, bits, group_size, mode)
+    settings = [CONVERSION_VERSION, fingerprint, bits, group_size, mode, dtype]
+    key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+    target = cache_dir / f"mlx-q{bits}-g{group_size}-{key}"
+    if not target.is_dir():
+        _convert(model_dir, staged_config, target, q_bits=bits, q_group_size=group_size, q_mode=mode, dtype=dtype)
+    return target
+
+
+def _check_same_quantization(found: dict[str, Any], bits: int | None, group_size: int, mode: str) -> None:
+    has = (found["bits"], found["group_size"], found.get("mode", "affine"))
+    if bits is None:
+        raise UserError(f"the checkpoint is already quantised to {has[0]} bits", f"use the backend mlx-q{has[0]}")
+    if has != (bits, group_size, mode):
+        raise UserError(
+            f"the checkpoint is quantised to {has[0]} bits with group size {has[1]} ({has[2]}), "
+            f"not to {bits} with {group_size} ({mode})"
+        )
+
+
+def _convert(source: Path, config: dict[str, Any], target: Path, **settings: Any) -> None:
+    """Runs mlx_lm.convert beside `target` and renames the result; if another process was faster, its result stays."""
+    import mlx_lm
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        staged, result = work / "staged", work / "result"
+        staged.mkdir()
+        for file in source.iterdir():  # never *.py: mlx_lm.convert would carry it along
+            if file.name != "config.json" and file.suffix in (".safetensors", ".json", ".model", ".jinja", ".txt"):
+                (staged / file.name).symlink_to(file.resolve())
+        (staged / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        with contextlib.redirect_stdout(io.StringIO()):  # "[INFO] Loading" and the like
+            mlx_lm.convert(str(staged), str(result), quantize=True, trust_remote_code=False, **settings)
+        for file in staged.iterdir():  # transformers may write another tokenizer than it read
+            if file.name.startswith(TOKENIZER_FILES):
+                shutil.copyfile(file, result / file.name)
+        for file in result.iterdir():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+        try:
+            result.rename(target)
+        except OSError:  # a directory is never renamed onto a full one: another process was faster
+            if not target.is_dir():
+                raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def dequantized_state(
+    model_dir: Path, dtype: str = "float32", *, stored: str | None = None
+) -> Iterator[tuple[str, Any]]:
+    """The weights of an MLX or transformers checkpoint as MLX computes with them in float32, tensor by tensor.
+
+    Quantised matrices are dequantised by mx.dequantize with float32 scales, just as MLX's float32 execution does.
+
+    Args:
+        model_dir: holds config.json and model*.safetensors.
+        dtype: "float32", or "bfloat16" (rounds once more, at the end), of the tensors given back.
+        stored: "float16" or "bfloat16": what an unquantised checkpoint's values are rounded to before anything else,
+            the numbers that MLX would hold. None leaves them, and so does a quantised checkpoint.
+
+    Yields:
+        (name, torch tensor on the CPU), named as in transformers' Gemma3ForCausalLM; no lm_head.weight if it is tied.
+
+    Raises:
+        UserError: no weights, or a quantisation that does not fit the stored matrices.
+    """
+    import mlx.core as mx
+    import numpy as np
+    import torch
+
+    quantization = quantization_of(read_config(model_dir))
+    arrays: Any = {}
+    for file in weight_files(model_dir):
+        arrays.update(mx.load(str(file)))  # lazy: read when evaluated
+    for name in [name for name in arrays if not name.endswith((".scales", ".biases"))]:
+        weight, path = arrays.pop(name), name.removesuffix(".weight")
+        scales, biases = arrays.pop(f"{path}.scales", None), arrays.pop(f"{path}.biases", None)
+        shape, layer = tuple(weight.shape), {}
+        if scales is not None:
+            layer = layer_quantization(quantization, path, shape[-1], scales.shape[-1])
+            shape = (shape[0], shape[1] * 32 // layer["bits"])
+        result = torch.empty(shape, dtype=getattr(torch, dtype))
+        rows = max(1, VALUES_PER_BLOCK // math.prod(shape[1:]))
+        for start in range(0, shape[0], rows):
+            block = slice(start, start + rows)
+            part = weight[block]
+            if layer and biases is None:  # the mx and nv modes, whose scales are 8-bit numbers
+                part = mx.dequantize(part, scales[block], dtype=mx.float32, **layer)
+            elif layer:
+                part = mx.dequantize(part, *(x[block].astype(mx.float32) for x in (scales, biases)), **layer)
+            elif stored and not quantization:
+                part = part.astype(getattr(mx, stored))
+            result[block] = torch.from_numpy(np.array(part.astype(mx.float32)))
+        del weight, scales, biases
+        yield name, result
+
+
+def layer_quantization(
+    quantization: dict[str, Any] | None, path: str, packed_width: int, groups: int
+) -> dict[str, Any]:
+    """{"bits", "group_size", "mode"} of one matrix: its own entry in the configuration, or else the general one.
+
+    Args:
+        quantization: see `quantization_of`.
+        path: name of the matrix without ".weight".
+        packed_width: 32-bit words in a row of the matrix.
+        groups: scales in a row.
+
+    Raises:
+        UserError: the entry does not fit the matrix.
+    """
+    entry = (quantization or {}).get(path)
+    entry = entry if isinstance(entry, dict) else quantization or {}
+    layer = {"bits": entry.get("bits"), "group_size": entry.get("group_size"), "mode": entry.get("mode", "affine")}
+    if (
+        not layer["bits"]
+        or not layer["group_size"]
+        or packed_width * 32 != groups * layer["group_size"] * layer["bits"]
+    ):
+        raise UserError(f"{path} is not stored with the quantisation that config.json names for it")
+    return layer
+
+
+def weight_files(model_dir: Path) -> list[Path]:
+    """The safetensors files that mlx-lm and transformers read. UserError if there are none."""
+    files = sorted(model_dir.glob("model*.safetensors"))
+    if not files:
+        raise UserError(f"no model*.safetensors in {model_dir}")
+    return files
+
+
+def describe_weights(model_dir: Path, stored: str | None = None) -> str:
+    """How the weights are stored, for people: "4-bit, group size 64", or for an unquantised checkpoint `stored`."""
+    quantization = quantization_of(read_config(model_dir))
+    if quantization is None:
+        return stored or read_config(model_dir).get("dtype") or "float32"
+    mode = quantization.get("mode", "affine")
+    return (
+        f"{quantization['bits']}-bit, group size {quantization['group_size']}{'' if mode == 'affine' else ', ' + mode}"
+    )
+
+
+def stored_bytes(model_dir: Path, dtype: str | None = None) -> int:
+    """Bytes of all weights as stored, quantisation's scales and biases included.
+
+    Args:
+        dtype: for an unquantised checkpoint, count every parameter as of this type instead of as the file has it.
+    """
+    tensors = _tensor_headers(model_dir)
+    if dtype and quantization_of(read_config(model_dir)) is None:
+        return BYTES_PER_VALUE[dtype] * parameter_count(model_dir)
+    return sum(end - start for start, end in (header["data_offsets"] for header in tensors.values()))
+
+
+def parameter_count(model_dir: Path) -> int:
+    """Number of parameters; those of a quantised matrix as before quantisation, its scales and biases not counted."""
+    quantization = quantization_of(read_config(model_dir))
+    tensors = _tensor_headers(model_dir)
+    total = 0
+    for name, header in tensors.items():
+        path = name.removesuffix(".weight")
+        if f"{path}.scales" in tensors and name.endswith(".weight"):
+            groups = tensors[f"{path}.scales"]["shape"][-1]
+            layer = layer_quantization(quantization, path, header["shape"][-1], groups)
+            total += math.prod(header["shape"]) * 32 // layer["bits"]
+        elif not (name.endswith((".scales", ".biases")) and f"{name.rpartition('.')[0]}.scales" in tensors):
+            total += math.prod(header["shape"])
+    return total
+
+
+def _tensor_headers(model_dir: Path) -> dict[str, Any]:
+    """name -> {"dtype", "shape", "data_offsets"} of every tensor, read from the safetensors headers alone."""
+    tensors: dict[str, Any] = {}
+    for file in weight_files(model_dir):
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            tensors |= json.loads(stream.read(length))
+    tensors.pop("__metadata__", None)
+    return tensors

@@ -1,0 +1,354 @@
+"""Gemma-3 through transformers and PyTorch: MPS, CUDA, CPU.
+
+The MPS and CUDA paths follow the documented API and were not run where this was written (no such device there).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from transformers import DynamicCache, Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedTokenizerFast
+
+from adapters.base import Backend, BackendInfo, OutOfMemory, Prefix, Sampling, UserError
+from adapters.cpu_attention import CPU_ATTENTION
+
+# Rows of the vocabulary matrix that are cast to float32 at a time: 16,384 rows of a 1,152-wide model are 75 MB.
+VOCABULARY_CHUNK = 16_384
+# Positions projected at a time, so that a chunk of logits stays at 64 MB.
+POSITION_CHUNK = 1_024
+# Token budgets: on 2 CPU cores throughput peaks near 1,024 tokens (the batch's activations fit the caches); a GPU needs
+# more to be busy (not measured here).
+BATCH_TOKENS = {"cpu": 1_024, "mps": 4_096, "cuda": 16_384}
+
+
+class TorchPrefix(Prefix):
+    """Keys and values of a prefix, one entry a layer, batch size 1."""
+
+    def __init__(self, cache: DynamicCache, length: int) -> None:
+        self._cache = cache
+        self.length = length
+
+    def repeated(self, rows: int) -> DynamicCache:
+        """A cache for `rows` rows after this prefix. Shares the memory: an update concatenates into new tensors."""
+        branch = copy.copy(self._cache)
+        branch.layers = [copy.copy(layer) for layer in self._cache.layers]
+        for layer in branch.layers:
+            layer.keys = layer.keys.expand(rows, -1, -1, -1)
+            layer.values = layer.values.expand(rows, -1, -1, -1)
+        return branch
+
+
+class TorchBackend(Backend):
+    """A Gemma-3 text model in PyTorch."""
+
+    def __init__(self, model: Gemma3ForCausalLM, tokenizer: Any, info: BackendInfo) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.info = info
+        self._peak = 0
+
+    @torch.inference_mode()
+    def encode(
+        self,
+        rows: Sequence[Sequence[int]],
+        positions: Sequence[Sequence[int]],
+        prefix: Prefix | None = None,
+        keep: bool = False,
+    ) -> tuple[np.ndarray, Prefix | None]:
+        if keep and len(rows) != 1:
+            raise ValueError("only a single row can be kept as a prefix")
+        assert prefix is None or isinstance(prefix, TorchPrefix)
+        # Padding stands on the right: a causal mask keeps it from every real token, so no mask of its own is needed.
+        longest = max(map(len, rows))
+        ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=self.model.device)
+        if prefix is not None:
+            cache = prefix.repeated(len(rows))
+        else:
+            cache = DynamicCache(config=self.model.config) if keep else None
+        try:
+            output = self.model.model(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
+            flat = [number * longest + position for number, row in enumerate(positions) for position in row]
+            states = output.last_hidden_state.flatten(0, 1)
+            hidden = states[torch.tensor(flat, dtype=torch.long, device=states.device)].float().cpu().numpy()
+        except RuntimeError as error:
+            raise_if_out_of_memory(error)
+            raise
+        self._note_memory()
+        length = longest + (prefix.length if prefix else 0)
+        return hidden, TorchPrefix(cache, length) if keep and cache is not None else None
+
+    @torch.inference_mode()
+    def project(self, hidden: np.ndarray, sources: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        weight = self.model.get_output_embeddings().weight
+        logprobs = np.empty(len(tokens))
+        greedy = np.empty(len(tokens), dtype=bool)
+        for start in range(0, len(hidden), POSITION_CHUNK):
+            chunk = torch.from_numpy(hidden[start : start + POSITION_CHUNK]).to(weight.device)
+            chosen = np.flatnonzero((sources >= start) & (sources < start + len(chunk)))
+            rows = torch.from_numpy(sources[chosen] - start).to(weight.device)
+            wanted = torch.from_numpy(tokens[chosen]).to(weight.device)
+            with _exact_bfloat16_products(weight.dtype):
+                normaliser, best, logits = _vocabulary_pass(chunk, weight, rows, wanted)
+            logprobs[chosen] = (logits - normaliser[rows]).cpu().double().numpy()
+            greedy[chosen] = (logits >= best[rows]).cpu().numpy()
+        return logprobs, greedy
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        on_text: Callable[[int, str], None] | None = None,
+    ) -> list[str]:
+        # Padding stands on the left here: transformers' generation continues every row at the same column.
+        longest = max(map(len, prompts))
+        pad = self.tokenizer.pad_token_id or 0
+        ids = torch.tensor([[pad] * (longest - len(row)) + list(row) for row in prompts], device=self.model.device)
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in prompts], device=self.model.device)
+        watcher = _StopWatcher(self.tokenizer, sampling.stop, longest, len(prompts), on_text)
+        options: dict[str, Any] = {"do_sample": False}
+        if sampling.temperature > 0:
+            options = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+            transformers.set_seed(sampling.seed)
+        try:
+            self.model.generate(
+                ids,
+                attention_mask=mask,
+                max_new_tokens=sampling.max_new_tokens,
+                pad_token_id=pad,
+                eos_token_id=end_tokens(self.tokenizer, self.model.config),
+                stopping_criteria=transformers.StoppingCriteriaList([watcher]),
+                **options,
+            )
+        except RuntimeError as error:
+            raise_if_out_of_memory(error)
+            raise
+        self._note_memory()
+        return watcher.texts
+
+    def peak_memory(self) -> int | None:
+        if self.info.device == "cuda":
+            return torch.cuda.max_memory_allocated()
+        return self._peak if self.info.device == "mps" else None
+
+    def _note_memory(self) -> None:
+        if self.info.device == "mps":  # MPS keeps no peak of its own
+            self._peak = max(self._peak, torch.mps.driver_allocated_memory())
+
+
+class _StopWatcher(transformers.StoppingCriteria):
+    """Ends a row at its first stop string and reports the text as it grows."""
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        stop: tuple[str, ...],
+        prompt_length: int,
+        rows: int,
+        on_text: Callable[[int, str], None] | None,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._stop = stop
+        self._prompt_length = prompt_length
+        self._on_text = on_text
+        self.texts = [""] * rows
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        decoded = self._tokenizer.batch_decode(input_ids[:, self._prompt_length :], skip_special_tokens=True)
+        stopped = []
+        for row, text in enumerate(decoded):
+            cut, found = cut_at_stop(text, self._stop)
+            if cut != self.texts[row]:
+                self.texts[row] = cut
+                if self._on_text:
+                    self._on_text(row, cut)
+            stopped.append(found)
+        return torch.tensor(stopped, device=input_ids.device)
+
+
+def cut_at_stop(text: str, stop: Iterable[str]) -> tuple[str, bool]:
+    """The text before the first stop string, and whether there was one."""
+    ends = [end for end in (text.find(string) for string in stop if string) if end >= 0]
+    return (text[: min(ends)], True) if ends else (text, False)
+
+
+def end_tokens(tokenizer: Any, config: Any) -> list[int]:
+    """Ids that end an answer: the end of the text and, for instruction-tuned Gemma, the end of a turn."""
+    configured = config.eos_token_id
+    ids = set(configured if isinstance(configured, list) else [configured])
+    ids.add(tokenizer.eos_token_id)
+    turn = tokenizer.convert_tokens_to_ids("<end_of_turn>")
+    if turn not in (None, tokenizer.unk_token_id):
+        ids.add(turn)
+    return sorted(token for token in ids if token is not None)
+
+
+@contextlib.contextmanager
+def _exact_bfloat16_products(weight_dtype: torch.dtype) -> Iterator[None]:
+    """Lets oneDNN multiply float32 matrices as bfloat16 (summing in float32) while both hold bfloat16 numbers.
+
+    Hidden states and weights of a bfloat16 model are exact in bfloat16, so nothing is rounded, and the product is about
+    twice as fast. Only the result must be float32, or one in forty yes/no questions ends in a tie.
+    """
+    if weight_dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():
+        yield
+        return
+    matmul = torch.backends.mkldnn.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
+def _vocabulary_pass(
+    hidden: torch.Tensor, weight: torch.Tensor, rows: torch.Tensor, wanted: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One pass over the vocabulary in float32, a slice at a time.
+
+    Args:
+        hidden: float32 [n, hidden size].
+        weight: [vocabulary, hidden size], any type.
+        rows: int64 [m], which hidden state predicts each wanted token.
+        wanted: int64 [m], token ids.
+
+    Returns:
+        log of the sum of exponentials [n], the largest logit [n], the wanted logits [m]; all float32.
+    """
+    best = torch.full((len(hidden),), -torch.inf, device=hidden.device)
+    total = torch.zeros_like(best)
+    logits_wanted = torch.empty(len(wanted), device=hidden.device)
+    for start in range(0, len(weight), VOCABULARY_CHUNK):
+        logits = hidden @ weight[start : start + VOCABULARY_CHUNK].float().T
+        inside = (wanted >= start) & (wanted < start + logits.shape[1])
+        logits_wanted[inside] = logits[rows[inside], wanted[inside] - start]
+        new_best = torch.maximum(best, logits.max(dim=1).values)
+        total = total * torch.exp(best - new_best) + torch.exp(logits.sub_(new_best[:, None])).sum(dim=1)
+        best = new_best
+    return best + torch.log(total), best, logits_wanted
+
+
+def raise_if_out_of_memory(error: RuntimeError) -> None:
+    """Raises OutOfMemory if the error is PyTorch's for a lack of memory (each device words it in its own way)."""
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError) or any(
+        words in text
+        for words in ("out of memory", "can't allocate memory", "not enough memory", "Invalid buffer size")
+    ):
+        raise OutOfMemory(text.splitlines()[0]) from error
+
+
+def pick_device(wanted: str) -> str:
+    """`auto` picks cuda, mps or cpu, in this order.
+
+    Raises:
+        UserError: the device asked for is not there.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted == "auto":
+        return next(device for device, available in there.items() if available)
+    if not there[wanted]:
+        raise UserError(f"PyTorch finds no {wanted} device here", "use --backend torch, which picks what is there")
+    return wanted
+
+
+def pick_dtype(wanted: str, device: str) -> torch.dtype:
+    """`auto` is bfloat16 where the device computes in it, else float32.
+
+    Raises:
+        UserError: float16, in which Gemma-3 overflows under transformers.
+    """
+    if wanted == "float16":
+        raise UserError(
+            "Gemma-3 overflows in float16 under PyTorch", "use --dtype bfloat16 or float32, or --backend mlx-fp16"
+        )
+    if wanted != "auto":
+        return getattr(torch, wanted)
+    if device == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    if device == "cpu":
+        return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+    return torch.bfloat16
+
+
+def load_tokenizer(model_dir: Path) -> PreTrainedTokenizerFast:
+    """The directory's tokenizer.json as it stands.
+
+    Not AutoTokenizer: for Gemma that builds the same tokenizer anew from its vocabulary, which takes seconds.
+    """
+    return PreTrainedTokenizerFast.from_pretrained(model_dir)
+
+
+def load_torch(
+    name: str,
+    model_dir: Path,
+    *,
+    device: str,
+    dtype: str,
+    state: dict[str, torch.Tensor] | None = None,
+    weights: str | None = None,
+    weights_bytes: int | None = None,
+) -> TorchBackend:
+    """Loads a transformers directory, or given weights into its architecture.
+
+    Args:
+        name: the backend's name for the record.
+        model_dir: config.json, tokenizer.json and, without `state`, safetensors.
+        device: auto, cpu, mps, cuda.
+        dtype: auto, float32, bfloat16.
+        state: weights to use in place of the directory's (dequantised MLX weights).
+        weights, weights_bytes: how those weights are stored, for the record.
+
+    Raises:
+        UserError: no such device, a type that fails, an architecture other than Gemma-3 text.
+    """
+    device = pick_device(device)
+    torch_dtype = pick_dtype(dtype, device)
+    config = Gemma3TextConfig.from_pretrained(model_dir)
+    if state is not None:
+        # mlx-lm writes this key for its own use; transformers would take it for a method of its own.
+        vars(config).pop("quantization_config", None)
+    config._attn_implementation = CPU_ATTENTION if device == "cpu" else "sdpa"
+    # With given weights there is no directory to read: transformers documents None for this.
+    source: Any = model_dir if state is None else None
+    model = Gemma3ForCausalLM.from_pretrained(
+        source, config=config, state_dict=state, dtype=torch_dtype, use_safetensors=True if state is None else None
+    )
+    model = model.to(device).eval()
+    model.requires_grad_(False)
+    stored = _stored_type(model_dir) if state is None else weights or ""
+    info = BackendInfo(
+        name=name,
+        execution="torch",
+        device=device,
+        dtype=str(torch_dtype).removeprefix("torch."),
+        weights=stored,
+        weights_bytes=_stored_bytes(model_dir) if weights_bytes is None else weights_bytes,
+        parameters=model.num_parameters(),
+        context_length=config.max_position_embeddings,
+        hidden_size=config.hidden_size,
+        batch_tokens=BATCH_TOKENS[device],
+        options={"threads": torch.get_num_threads()} if device == "cpu" else {},
+    )
+    return TorchBackend(model, load_tokenizer(model_dir), info)
+
+
+def _stored_bytes(model_dir: Path) -> int:
+    return sum(os.path.getsize(file) for file in model_dir.glob("*.safetensors"))
+
+
+def _stored_type(model_dir: Path) -> str:
+    from safetensors import safe_open
+
+    names = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+    with safe_open(next(iter(sorted(model_dir.glob("*.safetensors")))), framework="pt") as file:
+        return names.get(file.get_slice(next(iter(file.keys()))).get_dtype(), "mixed")

@@ -1,0 +1,205 @@
+"""The command `rsg-harness`: parses, calls, prints. Nothing heavy is imported before a verb runs."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import harness
+from adapters.base import UserError
+
+_EPILOG = """\
+examples:
+  rsg-harness run                                                  the embedded model on the mini set
+  rsg-harness run --backend mlx-q4 --model google/gemma-3-1b-it --data hub
+  rsg-harness run --data path/to/official --tasks terra,rcb --limit 200 --num-fewshot 2
+  rsg-harness run --output DIR --resume                            go on with a killed run
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="rsg-harness",
+        description="Russian SuperGLUE for small Gemma-3 models, from PyTorch to 4-bit MLX.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"rsg-harness {harness.__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    _add_run(verbs)
+    for name, text, call in (
+        ("tasks", "the tasks and their prompts", _tasks),
+        ("backends", "the backends, and which of them run here", _backends),
+        ("doctor", "what this machine can do, and what is missing", _doctor),
+    ):
+        verb = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
+        verb.set_defaults(call=call)
+    board = verbs.add_parser("leaderboard", help="make results/leaderboard.md and .json again from the run records")
+    board.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results")
+    board.set_defaults(call=_leaderboard)
+    submit = verbs.add_parser("submit", help="make the official archive from runs over the test split")
+    submit.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="directory of a run; several may share the tasks")
+    submit.add_argument("--output", type=Path, default=Path("submission.zip"), metavar="ZIP")
+    submit.set_defaults(call=_submit)
+    return parser
+
+
+def _add_run(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    run = verbs.add_parser(
+        "run",
+        help="evaluate a model",
+        description="Evaluates a model on Russian SuperGLUE and writes a record.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    model = run.add_argument_group("model")
+    model.add_argument(
+        "--model", metavar="NAME", help="embedded (default where installed), a directory, a .gguf file, a hub repository"
+    )
+    model.add_argument("--backend", default="torch", metavar="NAME", help="see `rsg-harness backends` (default: torch)")
+    model.add_argument(
+        "--backend-arg", action="append", default=[], metavar="NAME=VALUE", help="e.g. group_size=32, threads=4; repeatable"
+    )
+    model.add_argument(
+        "--execution",
+        default="auto",
+        metavar="LIBRARY",
+        help="auto, mlx or torch: what computes an mlx-* backend (auto: MLX on an Apple GPU, else PyTorch)",
+    )
+    model.add_argument("--dtype", default="auto", metavar="TYPE", help="auto, float32, bfloat16, float16 of the computation")
+    data = run.add_argument_group("data")
+    data.add_argument(
+        "--data", default="mini", metavar="SOURCE", help="mini (bundled, default), hub, or the official archive's directory"
+    )
+    data.add_argument("--tasks", default="rsg", metavar="NAMES", help="comma-separated; rsg (default) and rsg_gen are groups")
+    data.add_argument("--split", default="validation", metavar="NAME", help="train, validation (default), test")
+    data.add_argument(
+        "--limit",
+        type=int,
+        metavar="N",
+        help="this many documents a task, evenly sampled by the seed; for MuSeRC a document is a paragraph with all its "
+        "answers (lm-eval's own --limit counts answers, and takes the first ones)",
+    )
+    data.add_argument("--num-fewshot", type=int, default=0, metavar="N", help="examples before each question (default: 0)")
+    data.add_argument("--prompt", metavar="NAME", help="another prompt than the default: NAME, or TASK=NAME,TASK=NAME")
+    data.add_argument(
+        "--apply-chat-template", default="auto", metavar="WHEN", help="auto (default: if the model has one), on, off"
+    )
+    work = run.add_argument_group("work")
+    work.add_argument("--batch-tokens", type=int, metavar="N", help="tokens in a batch (default: what suits the device)")
+    work.add_argument("--seed", type=int, default=1234, metavar="N", help="of samples, examples, bootstrap (default: 1234)")
+    work.add_argument("--output", type=Path, metavar="DIR", help="default: results/runs/DATE-MODEL-BACKEND")
+    work.add_argument("--resume", action="store_true", help="go on with the unfinished run in --output, or the latest one")
+    run.set_defaults(call=_run)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _progress_bar(what: str, total: int) -> Callable[[int], None]:
+    """A bar with the time left; its unit is a token for scoring, an answer for generating."""
+    from tqdm import tqdm
+
+    bar = tqdm(total=total, desc=what, unit=" tok" if what == "scoring" else " answer", unit_scale=what == "scoring")
+
+    def advance(done: int) -> None:
+        bar.update(done)
+        if bar.n >= total:
+            bar.close()
+
+    return advance
+
+
+def _run(args: argparse.Namespace) -> None:
+    from harness.evaluation.run import RunOptions, run
+    from harness.reports.tables import run_table
+
+    options = RunOptions(
+        model=args.model,
+        backend=args.backend,
+        backend_args=tuple(args.backend_arg),
+        execution=args.execution,
+        dtype=args.dtype,
+        data=args.data,
+        tasks=tuple(name for name in args.tasks.split(",") if name.strip()),
+        split=args.split,
+        limit=args.limit,
+        num_fewshot=args.num_fewshot,
+        prompt=args.prompt,
+        apply_chat_template=args.apply_chat_template,
+        batch_tokens=args.batch_tokens,
+        seed=args.seed,
+        output=args.output,
+        resume=args.resume,
+        command=args.command,
+    )
+    record, directory = run(options, _say, _progress_bar)
+    print(run_table(record))
+    print(f"record: {directory}")
+
+
+def _tasks(args: argparse.Namespace) -> None:
+    from tabulate import tabulate
+
+    from harness.evaluation.catalogue import task_files
+
+    rows = [[file.name, file.full_name, ", ".join(file.prompts), file.description] for file in task_files().values()]
+    print(tabulate(rows, headers=["task", "in lm-eval", "prompts (default first)", "what it asks"]))
+
+
+def _backends(args: argparse.Namespace) -> None:
+    from tabulate import tabulate
+
+    from harness.doctor import backend_rows
+
+    print(tabulate(backend_rows(), headers=["backend", "here", "what it is"]))
+
+
+def _doctor(args: argparse.Namespace) -> None:
+    from harness.doctor import report
+
+    print(report())
+
+
+def _leaderboard(args: argparse.Namespace) -> None:
+    from harness.reports.leaderboard import write_leaderboard
+
+    for path in write_leaderboard(args.results):
+        print(path)
+
+
+def _submit(args: argparse.Namespace) -> None:
+    from harness.reports.submission import write_submission
+
+    for line in write_submission(args.runs, args.output):
+        print(line)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command. Exit code 0; 2 for what the user can mend; 130 when interrupted."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    args = build_parser().parse_args(given)
+    args.command = shlex.join(["rsg-harness", *given])
+    try:
+        args.call(args)
+    except UserError as error:
+        _say(f"rsg-harness: error: {error.message}" + (f" — {error.hint}" if error.hint else ""))
+        return 2
+    except KeyboardInterrupt:
+        _say("rsg-harness: interrupted; what was scored is kept, go on with --resume")
+        return 130
+    except BrokenPipeError:  # the reader of a pipe went away
+        sys.stderr.close()
+        return 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

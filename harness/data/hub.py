@@ -1,0 +1,135 @@
+"""RussianNLP/russian_super_glue from the hub's parquet branch.
+
+The dataset's own loading script is refused by `datasets` 4 and newer; the hub keeps its output as parquet files in
+<config>/<split>/0000.parquet, configs in lower case.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from harness.data.canonical import canonical, describe
+from harness.data.labels import LabelError, hub_label
+from harness.data.schema import DOCUMENTS, Document
+from harness.errors import UserError
+
+REPOSITORY = "RussianNLP/russian_super_glue"
+REVISION = "refs/convert/parquet"
+_OFFLINE_HINT = "without the hub: --data mini, or --data with the path of the unpacked official archive"
+
+# The hub's script looked for `negation` only and wrote "" for the two RCB train rows that have the key `no_negation`.
+_LOST_NEGATION = {36: "no_negation", 354: "negation"}
+
+_BATCH_ROWS = 1000  # rows turned into Python objects at a time; a RuCoS row is about 10 kB
+
+
+def load_hub(task: str, split: str, root: Path | None = None) -> tuple[tuple[Document, ...], str]:
+    """The documents of one split and a description of where they come from.
+
+    Args:
+        task: one of `TASKS`.
+        split: "train", "validation" or "test".
+        root: a local directory in the hub's layout, or None for the hub itself.
+
+    Raises:
+        UserError: no network, no such files, or damaged ones.
+    """
+    if root is not None:
+        return _load_directory(task, split, root), f"hub:{root}"
+    snapshot = _download(task, split)
+    return _load_directory(task, split, snapshot), f"{REPOSITORY} {REVISION} {snapshot.name}"
+
+
+def _download(task: str, split: str) -> Path:
+    """The local snapshot, named after the commit; a cached one if the network fails."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        snapshot = huggingface_hub.snapshot_download(
+            REPOSITORY,
+            repo_type="dataset",
+            revision=REVISION,
+            allow_patterns=[f"{task}/{split}/*.parquet"],
+        )
+    except errors.GatedRepoError as error:
+        raise UserError(
+            f"the hub wants a login for {REPOSITORY}",
+            f"accept its terms on huggingface.co and run `hf auth login`; {_OFFLINE_HINT}",
+        ) from error
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
+        raise UserError(f"the hub has no dataset {REPOSITORY} with the revision {REVISION}", _OFFLINE_HINT) from error
+    except (errors.HTTPError, OSError) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UserError(f"cannot fetch {REPOSITORY} {task}/{split} from the hub: {reason}", _OFFLINE_HINT) from error
+    return Path(snapshot)
+
+
+def _load_directory(task: str, split: str, root: Path) -> tuple[Document, ...]:
+    directory = root / task / split
+    shards = sorted(directory.glob("*.parquet"))
+    if not shards:
+        raise UserError(f"no parquet files in {directory}", f"expected 0000.parquet there; {_OFFLINE_HINT}")
+    documents = tuple(document for shard in shards for document in _read_shard(task, split, shard))
+    if not documents:
+        raise UserError(f"{directory} holds no rows", _OFFLINE_HINT)
+    return documents
+
+
+def _read_shard(task: str, split: str, path: Path) -> Iterator[Document]:
+    paragraph = ""
+    for number, (row, names) in enumerate(_rows(task, path), start=1):
+        if task == "muserc" and row.get("paragraph") == paragraph:
+            row["paragraph"] = paragraph  # one string for all answers of a paragraph, not a copy each
+        try:
+            document = canonical(task, _official_values(task, split, row, names))
+        except ValidationError as error:
+            raise UserError(f"{path}, row {number}: {describe(error)}") from error
+        except LabelError as error:
+            raise UserError(f"{path}, row {number}: {error}") from error
+        paragraph = getattr(document, "paragraph", "")
+        yield document
+
+
+def _official_values(task: str, split: str, row: dict[str, Any], names: list[str] | None) -> dict[str, Any]:
+    """The row with its values as the official files have them."""
+    if task == "rucos":
+        # Parquet gives lists, the schema wants tuples; anything else is left for the schema to refuse.
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
+    if "label" in row:
+        row["label"] = hub_label(task, row["label"], names)
+    if task == "rcb" and split == "train" and row.get("negation") == "":
+        row["negation"] = _LOST_NEGATION.get(row.get("idx", -1), "")
+    return row
+
+
+def _rows(task: str, path: Path) -> Iterator[tuple[dict[str, Any], list[str] | None]]:
+    """Rows as dicts, each with the label's class names in the file's order (None if the file does not tell)."""
+    import pyarrow
+    import pyarrow.parquet
+
+    wanted = set(DOCUMENTS[task].model_fields)
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            names = _class_names(file.schema_arrow.metadata)
+            columns = [name for name in file.schema_arrow.names if name.replace("-", "_") in wanted]
+            for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
+                for row in batch.to_pylist():
+                    yield row, names
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"cannot read {path}: {reason}", "delete the file and fetch it again") from error
+
+
+def _class_names(metadata: dict[bytes, bytes] | None) -> list[str] | None:
+    """`datasets` writes a column's ClassLabel names into the file's metadata."""
+    try:
+        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        return list(features["label"]["names"])
+    except (KeyError, TypeError, ValueError):
+        return None

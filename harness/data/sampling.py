@@ -1,0 +1,58 @@
+"""Choosing documents: a limited evaluation sample, and few-shot examples."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+from harness.data.sources import document_key
+
+Row = dict[str, Any]
+
+
+def sample_documents(rows: Sequence[Row], limit: int, seed: int) -> list[Row]:
+    """All rows of `limit` documents, evenly spread: one drawn from each of `limit` equal stretches of the file.
+
+    The order of the file is kept. With a limit at or above the number of documents all rows come back.
+    """
+    documents = list(dict.fromkeys(document_key(row) for row in rows))
+    if limit >= len(documents):
+        return list(rows)
+    rng = random.Random(seed)
+    borders = [round(part * len(documents) / limit) for part in range(limit + 1)]
+    chosen = {documents[rng.randrange(start, end)] for start, end in zip(borders[:-1], borders[1:], strict=True)}
+    return [row for row in rows if document_key(row) in chosen]
+
+
+def draw_shots(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
+    """`count` few-shot examples with balanced labels, in an order that the seed fixes.
+
+    Labels take turns, so their numbers differ by at most one; tasks without labels (RuCoS) are drawn at large.
+    Of MuSeRC at most one answer a paragraph is drawn, so that no long text is shown twice.
+
+    Raises:
+        ValueError: fewer documents than asked for.
+    """
+    rng = random.Random(seed)
+    shuffled = list(rows)
+    rng.shuffle(shuffled)
+    by_label: dict[Hashable, list[Row]] = {}
+    for row in shuffled:
+        by_label.setdefault(row.get("label"), []).append(row)
+    queues = [by_label[label] for label in sorted(by_label, key=str)]
+    shots: list[Row] = []
+    seen: set[Hashable] = set()
+    while len(shots) < count and any(queues):
+        for queue in queues:
+            while queue:
+                row = queue.pop()
+                if document_key(row) not in seen:
+                    seen.add(document_key(row))
+                    shots.append(row)
+                    break
+    if len(shots) < count:
+        raise ValueError(f"only {len(shots)} documents to draw {count} few-shot examples from")
+    shots = shots[:count]
+    rng.shuffle(shots)
+    return shots

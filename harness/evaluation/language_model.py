@@ -1,0 +1,127 @@
+"""The model that lm-eval sees: it hands all requests of a run to the planner at once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+
+from adapters.base import Backend, OutOfMemory, Sampling
+from harness.data import document_key
+from harness.errors import UserError
+from harness.evaluation.provenance import peak_process_bytes
+from harness.scoring.encoding import ScoredSequence, TextEncoder, cut_prompt, encode_pairs
+from harness.scoring.generation import GenerationJob, generate_all
+from harness.scoring.plan import make_plan
+from harness.scoring.scorer import NotFinite, Scorer
+from harness.scoring.store import ProgressStore
+
+
+class PlannedModel(LM):
+    """lm-eval's interface over a backend and the planner.
+
+    Args:
+        backend: the loaded model.
+        batch_tokens: token budget of a batch.
+        store: keeps what was scored.
+        progress: called with (kind of work, total) before and (None, done) during work; see `Progress`.
+        seed: for sampled generation.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        batch_tokens: int,
+        store: ProgressStore | None = None,
+        progress: Callable[[str, int], Callable[[int], None]] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.backend = backend
+        self.tokenizer = backend.tokenizer
+        self.encoder = TextEncoder(backend.tokenizer)
+        self.batch_tokens = batch_tokens
+        self.truncated: Counter[str] = Counter()  # lm-eval task name -> requests cut from the left
+        self.scorer = Scorer(backend, store)
+        self.single_bytes = 0  # peak memory after one document at batch size 1
+        self.generated_prompt_tokens = 0
+        self._store = store
+        self._progress = progress or (lambda what, total: lambda done: None)
+        self._seed = seed
+        # lm-eval places nothing on a device itself, but its base class reads this.
+        self._device = "cpu"
+
+    @property
+    def tokenizer_name(self) -> str:
+        return str(self.tokenizer.name_or_path).replace("/", "__")
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        return self.tokenizer.apply_chat_template(
+            chat_history,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        sequences = encode_pairs(self.encoder, [request.args for request in requests], self._context_length)
+        for request, sequence in zip(requests, sequences, strict=True):
+            self.truncated[str(request.task_name)] += sequence.dropped > 0
+        plan = make_plan(sequences, self.batch_tokens)
+        self._note_single_document(sequences)
+        try:
+            scores = self.scorer.score(plan, sequences, self._progress("scoring", plan.tokens_computed))
+        except NotFinite as error:
+            bad = requests[error.sequence]
+            raise UserError(
+                f"the model gives NaN for task {bad.task_name}, document {document_key(bad.doc)!r}",
+                "the weights are damaged or overflow in this type: try --dtype float32",
+            ) from error
+        return [(score.logprob, score.greedy) for score in scores]
+
+    def _note_single_document(self, sequences: Sequence[ScoredSequence]) -> None:
+        """Memory at batch size 1: scores the longest request alone, before anything larger was computed."""
+        longest = max(sequences, key=lambda sequence: len(sequence.tokens))
+        hidden, _ = self.backend.encode([longest.inputs], [[len(longest.inputs) - 1]])
+        self.backend.project(hidden, np.zeros(1, dtype=np.int64), np.array(longest.tokens[-1:]))
+        self.single_bytes = self.backend.peak_memory() or peak_process_bytes()
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        jobs = [self._job(request) for request in requests]
+        self.generated_prompt_tokens += sum(len(job.prompt) for job in jobs)
+        report = self._progress("generating", len(jobs))
+        try:
+            return generate_all(self.backend, jobs, self.batch_tokens, self._store, report)
+        except OutOfMemory as error:
+            raise UserError(f"not enough memory to generate: {error}", "lower --batch-tokens") from error
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        raise NotImplementedError("no Russian SuperGLUE task asks for the likelihood of whole texts")
+
+    @property
+    def _context_length(self) -> int:
+        return self.backend.info.context_length
+
+    def _job(self, request: Instance) -> GenerationJob:
+        context, options = request.args
+        limit = int(options.get("max_gen_toks", 64))
+        tokens = self.encoder.encode(context)
+        kept = cut_prompt(tokens, self._context_length - limit, self.encoder.bos_id)
+        self.truncated[str(request.task_name)] += len(kept) < len(tokens)
+        until: Sequence[str] | str = options.get("until", ())
+        temperature = float(options.get("temperature", 0.0)) if options.get("do_sample") else 0.0
+        sampling = Sampling(
+            max_new_tokens=limit,
+            stop=(until,) if isinstance(until, str) else tuple(until),
+            temperature=temperature,
+            top_p=float(options.get("top_p", 1.0)),
+            seed=self._seed,
+        )
+        return GenerationJob(tuple(kept), sampling)
+
+    def get_model_info(self) -> dict[str, Any]:
+        return {"model": self.backend.info.name}

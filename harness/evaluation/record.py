@@ -1,0 +1,206 @@
+"""The record of a run: results.json and samples.jsonl, typed and versioned. Tables and pages are made from these alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from harness.errors import UserError
+
+SCHEMA_VERSION = 1
+RESULTS = "results.json"
+SAMPLES = "samples.jsonl"
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MetricRecord(_Model):
+    """A figure between 0 and 1 (MCC: -1 and 1), its standard error and its 95% interval. None: no known answers."""
+
+    value: float | None
+    stderr: float | None
+    interval: tuple[float, float] | None = None
+
+
+class TaskRecord(_Model):
+    """One task of a run."""
+
+    score: float | None  # the task's figure in the Russian SuperGLUE score
+    documents: int  # for MuSeRC paragraphs
+    examples: int  # what the model answered: for MuSeRC answers
+    metrics: dict[str, MetricRecord]
+    task_file: str  # rsg_terra
+    prompt: str
+    prompt_sha256: str  # over every rendered prompt and choice
+    num_fewshot: int
+    split: str
+    data_sha256: str  # over the documents of the whole split, before --limit
+    truncated: int  # requests cut from the left to fit the model's context
+    ties: int  # documents whose two best choices have the same log-probability
+    unreadable: int  # generated answers that name no choice
+    warnings: tuple[str, ...] = ()
+
+
+class ModelRecord(_Model):
+    name: str
+    origin: str
+    sha256: str
+    parameters: int
+    weights: str  # "bfloat16", "4-bit, group size 64"
+    weights_bytes: int
+
+
+class DataRecord(_Model):
+    source: str  # mini, hub, official
+    description: str
+    split: str
+    limit: int | None  # documents a task
+
+
+class TimingRecord(_Model):
+    """Seconds of wall time. `records_per_second`: documents over `scoring_seconds`, the model's start left out."""
+
+    wall_seconds: float
+    load_seconds: float
+    scoring_seconds: float
+    records_per_second: float
+
+
+class MemoryRecord(_Model):
+    """`peak_bytes`: of the whole run. `single_bytes`: after the model's start and one longest document at batch size 1."""
+
+    peak_bytes: int
+    single_bytes: int
+    of: str  # "process" or the device whose allocator was asked
+
+
+class TokenRecord(_Model):
+    """`computed`: read by the model. `shared`: saved because sequences share prefixes. `padding`: computed for nothing."""
+
+    computed: int
+    shared: int
+    padding: int
+    forward_passes: int
+    batch_tokens: int
+    halved_batches: int
+
+
+class RunRecord(_Model):
+    """results.json."""
+
+    schema_version: int = SCHEMA_VERSION
+    score: float | None  # mean of the nine tasks' figures; None unless all nine ran
+    score_stderr: float | None
+    mean: float | None  # of the tasks that ran
+    mean_stderr: float | None
+    tasks: dict[str, TaskRecord]
+    model: ModelRecord
+    backend: str
+    execution: str
+    device: str
+    dtype: str
+    chat_template: bool
+    data: DataRecord
+    timing: TimingRecord
+    memory: MemoryRecord
+    tokens: TokenRecord
+    seed: int
+    date: str  # ISO 8601, UTC
+    resumed: bool
+    settings_sha256: str
+    versions: dict[str, str]
+    machine: dict[str, Any]
+    git_commit: str | None
+    command: str
+
+
+class SampleRecord(_Model):
+    """A line of samples.jsonl: one answered example."""
+
+    task: str
+    idx: Any
+    prediction: Any  # an official label, for RuCoS an entity; None: unreadable
+    gold: Any  # the same; None: hidden
+    scores: list[float]  # log-probabilities of the choices; empty for generated answers
+    text: str | None = None  # the generated answer
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes the file whole or not at all: a temporary file, fsync, rename.
+
+    Raises:
+        UserError: the disk is full or the directory cannot be written.
+    """
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}", "free some space or name another --output") from error
+
+
+def write_run(directory: Path, record: RunRecord, samples: Iterable[SampleRecord]) -> None:
+    """Samples first, so that a directory with results.json is complete."""
+    lines = "".join(sample.model_dump_json(exclude_none=False) + "\n" for sample in samples)
+    write_atomically(directory / SAMPLES, lines)
+    write_atomically(directory / RESULTS, json.dumps(record.model_dump(mode="json"), ensure_ascii=False, indent=2) + "\n")
+
+
+def read_record(directory: Path) -> RunRecord:
+    """The record of a run's directory.
+
+    Raises:
+        UserError: none there, damaged, or of another schema version.
+    """
+    path = directory / RESULTS
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{directory} holds no {RESULTS}", "name the directory of a finished run") from error
+    except (ValueError, OSError) as error:
+        raise UserError(f"cannot read {path}: {error}", "run it again") from error
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if version != SCHEMA_VERSION:
+        raise UserError(
+            f"{path} has schema version {version}, and this program reads {SCHEMA_VERSION}", "run it again"
+        )
+    try:
+        return RunRecord.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path} is not a run record: {where}: {first['msg']}", "run it again") from error
+
+
+def read_samples(directory: Path) -> Iterator[SampleRecord]:
+    """The samples of a run, line by line.
+
+    Raises:
+        UserError: no such file, or a damaged line.
+    """
+    path = directory / SAMPLES
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    yield SampleRecord.model_validate_json(line)
+                except ValidationError as error:
+                    raise UserError(f"{path}:{number} is damaged", "run it again") from error
+    except FileNotFoundError as error:
+        raise UserError(f"{directory} holds no {SAMPLES}", "name the directory of a finished run") from error

@@ -1,0 +1,69 @@
+"""Tables for the terminal and for Markdown."""
+
+from __future__ import annotations
+
+from tabulate import tabulate
+
+from harness.evaluation.record import MetricRecord, RunRecord
+
+MIB = 1024**2
+
+
+def percent(metric: MetricRecord) -> str:
+    """A figure with its standard error, times 100: `57.3 ± 2.8`."""
+    if metric.value is None:
+        return "–"
+    return f"{100 * metric.value:.1f} ± {100 * (metric.stderr or 0):.1f}"
+
+
+def run_table(record: RunRecord) -> str:
+    """What `rsg-harness run` prints: a row a task, then the score and the cost."""
+    rows = []
+    for name, task in record.tasks.items():
+        others = ", ".join(
+            f"{metric} {percent(found)}"
+            for metric, found in task.metrics.items()
+            if metric != "rsg" and found.value is not None and found.value != task.score
+        )
+        rows.append([name, percent(task.metrics["rsg"]), task.documents, task.prompt, others])
+    table = tabulate(rows, headers=["task", "figure × 100", "documents", "prompt", "parts"], tablefmt="simple")
+    return "\n".join([_heading(record), "", table, "", *_summary(record)])
+
+
+def _heading(record: RunRecord) -> str:
+    limit = f", at most {record.data.limit} documents a task" if record.data.limit else ""
+    computed = f"executed by {record.execution} on {record.device} in {record.dtype}"
+    return f"{record.model.name} · {record.backend} ({record.model.weights} weights) · {computed}\n" \
+        f"data: {record.data.description}, {record.data.split}{limit}"
+
+
+def _summary(record: RunRecord) -> list[str]:
+    lines = []
+    if record.score is not None:
+        error = record.score_stderr or 0
+        lines.append(f"score {100 * record.score:.1f} ± {100 * error:.1f} (mean of the nine tasks)")
+    elif record.mean is not None:
+        error = record.mean_stderr or 0
+        lines.append(
+            f"mean of these {len(record.tasks)} tasks {100 * record.mean:.1f} ± {100 * error:.1f} "
+            "(no Russian SuperGLUE score: that takes all nine)"
+        )
+    if record.data.source == "mini":
+        lines.append("The mini set is this project's own and small: it shows that all works, not how good the model is.")
+    if record.execution == "torch" and record.backend.startswith("mlx"):
+        lines.append("MLX weights executed by torch: the figures are real, the speed is not MLX's.")
+    timing, tokens = record.timing, record.tokens
+    asked = tokens.computed + tokens.shared
+    saved = f", {100 * tokens.shared / asked:.0f}% of the tokens shared" if asked and tokens.shared else ""
+    lines.append(
+        f"{timing.records_per_second:.1f} documents a second ({timing.scoring_seconds:.1f} s{saved}), "
+        f"peak memory {record.memory.peak_bytes / MIB:.0f} MiB, weights {record.model.weights_bytes / MIB:.0f} MiB"
+    )
+    for name, task in record.tasks.items():
+        notes = [
+            (task.truncated, "requests cut to the model's context"),
+            (task.ties, "documents with tied choices"),
+            (task.unreadable, "unreadable answers"),
+        ]
+        lines.extend(f"{name}: {count} {what}" for count, what in notes if count)
+    return lines

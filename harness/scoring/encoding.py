@@ -1,0 +1,183 @@
+"""Texts to token sequences, by lm-eval's rules for the border of context and continuation.
+
+lm-eval (`TemplateLM._encode_pair`) moves the context's trailing white space into the continuation, encodes context and
+continuation as one text and splits at the length of the encoded context. That encodes every context once for itself and
+once more for every choice. Here a text is encoded line by line and every line only once in a run, which gives the same
+tokens wherever no token of the vocabulary joins a line break with another character: then no merge of the byte-pair
+encoding can cross the border of a line. Gemma's vocabulary is such; `TextEncoder` checks it and encodes whole texts
+where it is not so.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness.errors import UserError
+
+# Spaces inside a context line may belong to a token that spans them, so only runs of line breaks are borders.
+_LINES = re.compile(r"\n+|[^\n]+")
+
+
+@dataclass(frozen=True)
+class ScoredSequence:
+    """One request: the log-probability of the tokens from `continuation_start` on, each given all before it."""
+
+    tokens: tuple[int, ...]
+    continuation_start: int  # at least 1: the first token is never predicted
+    dropped: int = 0  # tokens cut from the left, because the model's context is shorter
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """What the model reads: all but the last token, which is only predicted."""
+        return self.tokens[:-1]
+
+
+def lines_are_borders(tokenizer_json: dict[str, Any]) -> bool:
+    """True if encoding line by line gives the tokens of the whole text.
+
+    Args:
+        tokenizer_json: the parsed tokenizer.json of a `tokenizers` tokenizer.
+    """
+    model = tokenizer_json["model"]
+    if model.get("type") != "BPE" or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
+        return False
+    added = tokenizer_json.get("added_tokens") or []
+    if any(token.get("lstrip") or token.get("rstrip") or token.get("single_word") for token in added):
+        return False
+    pieces = list(model["vocab"]) + [token["content"] for token in added]
+    if any("\n" in piece and piece.strip("\n") for piece in pieces):
+        return False
+    # Only steps that look at single characters are known to be local; regular expressions with a look-ahead are not.
+    normalizer = tokenizer_json.get("normalizer")
+    pre_tokenizer = tokenizer_json.get("pre_tokenizer")
+    return _replaces_one_character(normalizer) and _splits_at_one_character(pre_tokenizer)
+
+
+def _replaces_one_character(normalizer: dict[str, Any] | None) -> bool:
+    if normalizer is None:
+        return True
+    pattern = normalizer.get("pattern", {}).get("String", "")
+    return normalizer.get("type") == "Replace" and len(pattern) == 1 and pattern != "\n"
+
+
+def _splits_at_one_character(pre_tokenizer: dict[str, Any] | None) -> bool:
+    if pre_tokenizer is None:
+        return True
+    pattern = pre_tokenizer.get("pattern", {}).get("String", "")
+    return pre_tokenizer.get("type") == "Split" and len(pattern) == 1
+
+
+class TextEncoder:
+    """Encodes texts with a `transformers` fast tokenizer, every distinct line once.
+
+    Attributes:
+        encoded: number of texts handed to the tokenizer so far.
+        by_line: False where the tokenizer's tokens may cross line borders; whole texts are encoded then.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer._tokenizer  # the Rust tokenizer: no Python wrapper work for every line
+        self._ids: dict[str, list[int]] = {}
+        self.bos_id: int | None = tokenizer.bos_token_id
+        self._bos_text: str | None = tokenizer.bos_token
+        self._prefix = self._own_prefix(tokenizer)
+        self.by_line = lines_are_borders(json.loads(self._tokenizer.to_str()))
+        self.encoded = 0
+
+    @staticmethod
+    def _own_prefix(tokenizer: Any) -> list[int]:
+        """The tokens that the tokenizer itself puts before every text (Gemma: one BOS)."""
+        with_special = tokenizer("a").input_ids
+        without = tokenizer("a", add_special_tokens=False).input_ids
+        return list(with_special[: len(with_special) - len(without)])
+
+    def prepare(self, texts: Iterable[str]) -> None:
+        """Encodes the lines of all texts in one parallel batch, so that later calls only look them up."""
+        missing = dict.fromkeys(piece for text in texts for piece in self._pieces(text) if piece not in self._ids)
+        if missing:
+            self._encode_pieces(list(missing))
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of the text after the tokenizer's own prefix; a BOS that the text already begins with is not doubled."""
+        pieces = self._pieces(text)
+        self.prepare([text])
+        body = [token for piece in pieces for token in self._ids[piece]]
+        if self._bos_text and text.startswith(self._bos_text):
+            return body
+        return [*self._prefix, *body]
+
+    def _pieces(self, text: str) -> list[str]:
+        return _LINES.findall(text) if self.by_line else [text]
+
+    def _encode_pieces(self, pieces: list[str]) -> None:
+        self.encoded += len(pieces)
+        for piece, encoding in zip(
+            pieces, self._tokenizer.encode_batch_fast(pieces, add_special_tokens=False), strict=True
+        ):
+            self._ids[piece] = encoding.ids
+
+
+def move_trailing_space(context: str, continuation: str) -> tuple[str, str]:
+    """White space at the end of the context belongs to the first token of the continuation."""
+    bare = context.rstrip()
+    return bare, context[len(bare) :] + continuation
+
+
+def encode_pairs(
+    encoder: TextEncoder, pairs: Sequence[tuple[str, str]], context_length: int
+) -> list[ScoredSequence]:
+    """Token sequences of (context, continuation) pairs.
+
+    A sequence longer than the model's context loses tokens from the left, as in lm-eval, but keeps its BOS, without
+    which Gemma-3 fails.
+
+    Raises:
+        UserError: a continuation is empty or alone fills the model's context.
+    """
+    moved = [move_trailing_space(context, continuation) for context, continuation in pairs]
+    encoder.prepare(text for context, continuation in moved for text in (context, context + continuation))
+    return [_scored_sequence(encoder, context, continuation, context_length) for context, continuation in moved]
+
+
+def _scored_sequence(encoder: TextEncoder, context: str, continuation: str, context_length: int) -> ScoredSequence:
+    if context:
+        whole = encoder.encode(context + continuation)
+        start = len(encoder.encode(context))
+    else:
+        # As lm-eval: the BOS alone is the context of an unconditional continuation.
+        whole = encoder.encode(continuation)
+        if encoder.bos_id is not None and whole[:1] != [encoder.bos_id]:
+            whole = [encoder.bos_id, *whole]
+        start = 1
+    if start >= len(whole) or start < 1:
+        raise UserError(
+            f"the continuation {continuation!r} has no token of its own",
+            "every choice of a task must add text to its prompt",
+        )
+    return _cut_from_left(whole, start, context_length, encoder.bos_id)
+
+
+def _cut_from_left(whole: list[int], start: int, context_length: int, bos_id: int | None) -> ScoredSequence:
+    dropped = len(whole) - 1 - context_length  # the last token is predicted, not read
+    if dropped <= 0:
+        return ScoredSequence(tuple(whole), start)
+    if len(whole) - start >= context_length:
+        raise UserError(
+            f"a continuation of {len(whole) - start} tokens fills the model's context of {context_length} tokens",
+            "take a model with a longer context, or a shorter prompt",
+        )
+    kept = cut_prompt(whole, context_length + 1, bos_id)
+    return ScoredSequence(tuple(kept), start - (len(whole) - len(kept)), len(whole) - len(kept))
+
+
+def cut_prompt(tokens: list[int], length: int, bos_id: int | None) -> list[int]:
+    """The last `length` tokens, the first of them replaced by the BOS if the tokens began with one."""
+    if len(tokens) <= length:
+        return tokens
+    if bos_id is not None and tokens[0] == bos_id:
+        return [bos_id, *tokens[len(tokens) - length + 1 :]]
+    return tokens[-length:]

@@ -1,0 +1,89 @@
+"""Generates continuations for many prompts: batches of like length under a token budget, each stored when done."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from adapters.base import Backend, OutOfMemory, Sampling
+from harness.scoring.store import ProgressStore
+
+
+@dataclass(frozen=True)
+class GenerationJob:
+    """A prompt as token ids, and how to continue it."""
+
+    prompt: tuple[int, ...]
+    sampling: Sampling
+
+
+def generate_all(
+    backend: Backend,
+    jobs: Sequence[GenerationJob],
+    batch_tokens: int,
+    store: ProgressStore | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> list[str]:
+    """The continuation of every job, in order.
+
+    Args:
+        batch_tokens: at most this many tokens in a batch, new ones and padding included.
+        store: keeps finished texts; a resumed run finds them there.
+        on_progress: called with the number of jobs just finished.
+
+    Raises:
+        OutOfMemory: not even one prompt fits.
+    """
+    key = _fingerprint(jobs)
+    texts = store.texts(key) if store else {}
+    report = on_progress or (lambda done: None)
+    report(len(texts))
+    started = time.monotonic()
+    for batch in _batches(jobs, batch_tokens):
+        # The batch as planned is done or not done as a whole, so a resumed run computes the same batches.
+        if all(index in texts for index in batch):
+            continue
+        done = dict(zip(batch, _generate_halving(backend, [jobs[index] for index in batch]), strict=True))
+        texts.update(done)
+        if store:
+            store.put_texts(key, done)
+            store.add_seconds(time.monotonic() - started)
+            started = time.monotonic()
+        report(len(batch))
+    return [texts[index] for index in range(len(jobs))]
+
+
+def _generate_halving(backend: Backend, jobs: Sequence[GenerationJob]) -> list[str]:
+    try:
+        return backend.generate([job.prompt for job in jobs], jobs[0].sampling)
+    except OutOfMemory:
+        if len(jobs) == 1:
+            raise
+    middle = len(jobs) // 2
+    return _generate_halving(backend, jobs[:middle]) + _generate_halving(backend, jobs[middle:])
+
+
+def _batches(jobs: Sequence[GenerationJob], batch_tokens: int) -> Iterator[list[int]]:
+    """Indices of jobs with the same settings and like length, the longest first."""
+    order = sorted(range(len(jobs)), key=lambda index: (repr(jobs[index].sampling), -len(jobs[index].prompt)))
+    batch: list[int] = []
+    for index in order:
+        job = jobs[index]
+        if batch:
+            first = jobs[batch[0]]
+            width = len(first.prompt) + first.sampling.max_new_tokens
+            if first.sampling != job.sampling or (len(batch) + 1) * width > batch_tokens:
+                yield batch
+                batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def _fingerprint(jobs: Sequence[GenerationJob]) -> str:
+    digest = hashlib.sha256()
+    for job in jobs:
+        digest.update(repr(job).encode())
+    return digest.hexdigest()

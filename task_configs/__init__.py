@@ -1,0 +1,1 @@
+"""Task files in lm-eval's YAML, and the few functions that they name."""

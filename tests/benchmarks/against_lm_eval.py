@@ -1,0 +1,151 @@
+"""lm-eval's own `hf` model and ours on the same documents: wall time, peak memory, tokens, answers.
+
+    python tests/benchmarks/against_lm_eval.py --data path/to/official [--cases muserc,terra] [--batch-size 8]
+
+Every measurement is a process of its own (peak memory is the process's), ours and lm-eval's in turn. Times are those of
+`lm_eval.evaluator.evaluate`: rendering, scoring and judging, the loading of the model left out on both sides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+EIGHT = ("lidirus", "rcb", "parus", "muserc", "terra", "russe", "rwsd", "danetqa")
+
+
+@dataclass(frozen=True)
+class Case:
+    tasks: tuple[str, ...]
+    num_fewshot: int = 0
+    documents: int = 100  # lm-eval's documents: of MuSeRC answers
+
+
+CASES = {
+    "muserc": Case(("muserc",)),
+    "terra": Case(("terra",)),
+    "terra-4shot": Case(("terra",), num_fewshot=4),
+    "eight": Case(EIGHT),
+}
+
+
+def measure(model: str, case: Case, data: str, dtype: str, batch_size: int) -> dict[str, Any]:
+    """Runs one side of one case in this process."""
+    from lm_eval.evaluator import evaluate
+    from lm_eval.tasks import TaskManager
+
+    from harness.evaluation.catalogue import TASK_DIR
+    from harness.evaluation.provenance import peak_process_bytes
+    from harness.models import resolve_model
+    from harness.quiet import quiet_libraries
+
+    with quiet_libraries():
+        path = resolve_model("embedded", print).path
+        lm: Any
+        if model == "ours":
+            from adapters.torch_backend import load_torch
+            from harness.evaluation.language_model import PlannedModel
+
+            backend = load_torch("torch-cpu", path, device="cpu", dtype=dtype)
+            lm = PlannedModel(backend, backend.info.batch_tokens)
+        else:
+            from lm_eval.models.huggingface import HFLM
+
+            lm = HFLM(pretrained=str(path), dtype=dtype, device="cpu", batch_size=batch_size)
+        manager = TaskManager(
+            include_path=[str(TASK_DIR / "rsg")], include_defaults=False, metadata={"data": data, "seed": 1234}
+        )
+        loaded = manager.load([f"rsg_{task}" for task in case.tasks])
+        for task in loaded["tasks"].values():
+            task.set_config("num_fewshot", case.num_fewshot)
+            task.set_fewshot_seed(1234)
+        started = time.perf_counter()
+        results = evaluate(lm=lm, task_dict=loaded, limit=case.documents, bootstrap_iters=0)
+        seconds = time.perf_counter() - started
+    assert results is not None
+    logprobs = [
+        [float(pair[0]) for pair in sample["filtered_resps"]]
+        for task in case.tasks
+        for sample in results["samples"][f"rsg_{task}"]
+    ]
+    statistics = vars(lm.scorer.statistics) if model == "ours" else {}
+    return {"seconds": seconds, "peak": peak_process_bytes(), "logprobs": logprobs, "statistics": statistics}
+
+
+def in_process(model: str, name: str, args: argparse.Namespace) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--data", args.data, "--dtype", args.dtype]
+    command += ["--batch-size", str(args.batch_size), "--only", model, "--cases", name]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def row(name: str, ours: dict[str, Any], theirs: dict[str, Any]) -> list[Any]:
+    """A line of the table. Answers: the share of documents where both choose the same."""
+    pairs = list(zip(ours["logprobs"], theirs["logprobs"], strict=True))
+    same = sum(a.index(max(a)) == b.index(max(b)) for a, b in pairs) / len(pairs)
+    difference = max(abs(x - y) for a, b in pairs for x, y in zip(a, b, strict=True))
+    statistics = ours["statistics"]
+    return [
+        name,
+        len(pairs),
+        f"{theirs['seconds']:.1f}",
+        f"{ours['seconds']:.1f}",
+        f"{theirs['seconds'] / ours['seconds']:.1f}",
+        f"{theirs['peak'] / 2**30:.2f}",
+        f"{ours['peak'] / 2**30:.2f}",
+        f"{theirs['peak'] / ours['peak']:.1f}",
+        statistics["tokens_computed"],
+        statistics["tokens_shared"],
+        f"{100 * same:.0f}%",
+        f"{difference:.3f}",
+    ]
+
+
+HEADERS = [
+    "case",
+    "documents",
+    "lm-eval s",
+    "ours s",
+    "times faster",
+    "lm-eval GiB",
+    "ours GiB",
+    "times smaller",
+    "tokens computed",
+    "tokens shared",
+    "same answers",
+    "largest difference",
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="the official archive's directory")
+    parser.add_argument("--cases", default=",".join(CASES))
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
+    parser.add_argument("--batch-size", type=int, default=8, help="lm-eval's; ours goes by its token budget")
+    parser.add_argument("--only", choices=["ours", "hf"], help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    args.data = str(Path(args.data).resolve())
+    names = args.cases.split(",")
+    if args.only:
+        print(json.dumps(measure(args.only, CASES[names[0]], args.data, args.dtype, args.batch_size)))
+        return
+    rows = []
+    for name in names:
+        theirs, ours = in_process("hf", name, args), in_process("ours", name, args)
+        rows.append(row(name, ours, theirs))
+        print(f"{name}: {theirs['seconds']:.1f} s, {ours['seconds']:.1f} s", file=sys.stderr, flush=True)
+    print(f"gemma-3-270m, {args.dtype}, CPU; lm-eval's hf model with batch size {args.batch_size}\n")
+    print(tabulate(rows, headers=HEADERS, tablefmt="github"))
+
+
+if __name__ == "__main__":
+    main()
