@@ -84,7 +84,9 @@ def parse_backend_args(kind: BackendKind, pairs: list[str]) -> dict[str, Any]:
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or name not in known:
-            raise UserError(f"--backend-arg {pair!r} is not for {kind.name}", f"it takes {', '.join(known)} as NAME=VALUE")
+            raise UserError(
+                f"--backend-arg {pair!r} is not for {kind.name}", f"it takes {', '.join(known)} as NAME=VALUE"
+            )
         try:
             values[name] = known[name](value)
         except ValueError:

@@ -39,8 +39,9 @@ class TorchPrefix(Prefix):
     def repeated(self, rows: int) -> DynamicCache:
         """A cache for `rows` rows after this prefix. Shares the memory: an update concatenates into new tensors."""
         branch = copy.copy(self._cache)
-        branch.layers = [copy.copy(layer) for layer in self._cache.layers]
-        for layer in branch.layers:
+        layers: list[Any] = [copy.copy(layer) for layer in self._cache.layers]
+        branch.layers = layers
+        for layer in layers:
             layer.keys = layer.keys.expand(rows, -1, -1, -1)
             layer.values = layer.values.expand(rows, -1, -1, -1)
         return branch
@@ -50,7 +51,7 @@ class TorchBackend(Backend):
     """A Gemma-3 text model in PyTorch."""
 
     def __init__(self, model: Gemma3ForCausalLM, tokenizer: Any, info: BackendInfo) -> None:
-        self.model = model
+        self.model: Any = model  # transformers types its forward for every architecture at once
         self.tokenizer = tokenizer
         self.info = info
         self._peak = 0
@@ -69,10 +70,11 @@ class TorchBackend(Backend):
         # Padding stands on the right: a causal mask keeps it from every real token, so no mask of its own is needed.
         longest = max(map(len, rows))
         ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=self.model.device)
+        cache: DynamicCache | None = None
         if prefix is not None:
             cache = prefix.repeated(len(rows))
-        else:
-            cache = DynamicCache(config=self.model.config) if keep else None
+        elif keep:
+            cache = DynamicCache(config=self.model.config)
         try:
             output = self.model.model(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
             flat = [number * longest + position for number, row in enumerate(positions) for position in row]
@@ -183,7 +185,7 @@ def cut_at_stop(text: str, stop: Iterable[str]) -> tuple[str, bool]:
 def end_tokens(tokenizer: Any, config: Any) -> list[int]:
     """Ids that end an answer: the end of the text and, for instruction-tuned Gemma, the end of a turn."""
     configured = config.eos_token_id
-    ids = set(configured if isinstance(configured, list) else [configured])
+    ids: set[int | None] = set(configured if isinstance(configured, list) else [configured])
     ids.add(tokenizer.eos_token_id)
     turn = tokenizer.convert_tokens_to_ids("<end_of_turn>")
     if turn not in (None, tokenizer.unk_token_id):
@@ -201,7 +203,7 @@ def _exact_bfloat16_products(weight_dtype: torch.dtype) -> Iterator[None]:
     if weight_dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():
         yield
         return
-    matmul = torch.backends.mkldnn.matmul
+    matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = matmul.fp32_precision
     matmul.fp32_precision = "bf16"
     try:
@@ -320,7 +322,7 @@ def load_torch(
     config._attn_implementation = CPU_ATTENTION if device == "cpu" else "sdpa"
     # With given weights there is no directory to read: transformers documents None for this.
     source: Any = model_dir if state is None else None
-    model = Gemma3ForCausalLM.from_pretrained(
+    model: Any = Gemma3ForCausalLM.from_pretrained(
         source, config=config, state_dict=state, dtype=torch_dtype, use_safetensors=True if state is None else None
     )
     model = model.to(device).eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -43,7 +44,9 @@ def build_parser() -> argparse.ArgumentParser:
     board.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results")
     board.set_defaults(call=_leaderboard)
     submit = verbs.add_parser("submit", help="make the official archive from runs over the test split")
-    submit.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="directory of a run; several may share the tasks")
+    submit.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="directory of a run; several may share the tasks"
+    )
     submit.add_argument("--output", type=Path, default=Path("submission.zip"), metavar="ZIP")
     submit.set_defaults(call=_submit)
     return parser
@@ -60,11 +63,17 @@ def _add_run(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     )
     model = run.add_argument_group("model")
     model.add_argument(
-        "--model", metavar="NAME", help="embedded (default where installed), a directory, a .gguf file, a hub repository"
+        "--model",
+        metavar="NAME",
+        help="embedded (default where installed), a directory, a .gguf file, a hub repository",
     )
     model.add_argument("--backend", default="torch", metavar="NAME", help="see `rsg-harness backends` (default: torch)")
     model.add_argument(
-        "--backend-arg", action="append", default=[], metavar="NAME=VALUE", help="e.g. group_size=32, threads=4; repeatable"
+        "--backend-arg",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="e.g. group_size=32, threads=4; repeatable",
     )
     model.add_argument(
         "--execution",
@@ -72,30 +81,45 @@ def _add_run(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         metavar="LIBRARY",
         help="auto, mlx or torch: what computes an mlx-* backend (auto: MLX on an Apple GPU, else PyTorch)",
     )
-    model.add_argument("--dtype", default="auto", metavar="TYPE", help="auto, float32, bfloat16, float16 of the computation")
+    model.add_argument(
+        "--dtype", default="auto", metavar="TYPE", help="auto, float32, bfloat16, float16 of the computation"
+    )
     data = run.add_argument_group("data")
     data.add_argument(
-        "--data", default="mini", metavar="SOURCE", help="mini (bundled, default), hub, or the official archive's directory"
+        "--data",
+        default="mini",
+        metavar="SOURCE",
+        help="mini (bundled, default), hub, or the official archive's directory",
     )
-    data.add_argument("--tasks", default="rsg", metavar="NAMES", help="comma-separated; rsg (default) and rsg_gen are groups")
+    data.add_argument(
+        "--tasks", default="rsg", metavar="NAMES", help="comma-separated; rsg (default) and rsg_gen are groups"
+    )
     data.add_argument("--split", default="validation", metavar="NAME", help="train, validation (default), test")
     data.add_argument(
         "--limit",
         type=int,
         metavar="N",
-        help="this many documents a task, evenly sampled by the seed; for MuSeRC a document is a paragraph with all its "
-        "answers (lm-eval's own --limit counts answers, and takes the first ones)",
+        help="this many documents a task, evenly sampled by the seed; for MuSeRC a document is a paragraph with all "
+        "its answers (lm-eval's own --limit counts answers, and takes the first ones)",
     )
-    data.add_argument("--num-fewshot", type=int, default=0, metavar="N", help="examples before each question (default: 0)")
+    data.add_argument(
+        "--num-fewshot", type=int, default=0, metavar="N", help="examples before each question (default: 0)"
+    )
     data.add_argument("--prompt", metavar="NAME", help="another prompt than the default: NAME, or TASK=NAME,TASK=NAME")
     data.add_argument(
         "--apply-chat-template", default="auto", metavar="WHEN", help="auto (default: if the model has one), on, off"
     )
     work = run.add_argument_group("work")
-    work.add_argument("--batch-tokens", type=int, metavar="N", help="tokens in a batch (default: what suits the device)")
-    work.add_argument("--seed", type=int, default=1234, metavar="N", help="of samples, examples, bootstrap (default: 1234)")
+    work.add_argument(
+        "--batch-tokens", type=int, metavar="N", help="tokens in a batch (default: what suits the device)"
+    )
+    work.add_argument(
+        "--seed", type=int, default=1234, metavar="N", help="of samples, examples, bootstrap (default: 1234)"
+    )
     work.add_argument("--output", type=Path, metavar="DIR", help="default: results/runs/DATE-MODEL-BACKEND")
-    work.add_argument("--resume", action="store_true", help="go on with the unfinished run in --output, or the latest one")
+    work.add_argument(
+        "--resume", action="store_true", help="go on with the unfinished run in --output, or the latest one"
+    )
     run.set_defaults(call=_run)
 
 
@@ -107,7 +131,8 @@ def _progress_bar(what: str, total: int) -> Callable[[int], None]:
     """A bar with the time left; its unit is a token for scoring, an answer for generating."""
     from tqdm import tqdm
 
-    bar = tqdm(total=total, desc=what, unit=" tok" if what == "scoring" else " answer", unit_scale=what == "scoring")
+    scoring = what == "scoring"
+    bar = tqdm(total=total, desc=what, unit=" tok" if scoring else " answer", unit_scale=scoring, disable=False)
 
     def advance(done: int) -> None:
         bar.update(done)
@@ -118,6 +143,8 @@ def _progress_bar(what: str, total: int) -> Callable[[int], None]:
 
 
 def _run(args: argparse.Namespace) -> None:
+    # The libraries' own bars, which tqdm reads this for when it is first imported, would only hide ours.
+    os.environ.setdefault("TQDM_DISABLE", "1")
     from harness.evaluation.run import RunOptions, run
     from harness.reports.tables import run_table
 

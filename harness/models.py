@@ -126,7 +126,7 @@ def _writable(directory: Path) -> Path:
 def _from_gguf(
     file: Path, name: str, origin: str, say: Callable[[str], None], file_hash: str | None = None
 ) -> LocalModel:
-    """Converts a GGUF file to bfloat16 safetensors, once; transformers unpacks it anew at every load, which takes a minute."""
+    """Converts a GGUF file to bfloat16 safetensors, once: unpacking it at every load would take a minute each."""
     target = _converted_dir(file_hash or _file_hash(file))
     if not target.is_dir():
         say(f"converting {file.name} to safetensors, once (about a minute)")
@@ -214,7 +214,9 @@ def _checked(path: Path, name: str, origin: str) -> LocalModel:
         others = ", ".join(sorted(file.name for file in path.glob("*.bin"))[:2])
         raise UserError(
             f"{path} has no weights (*.safetensors)",
-            f"{others} is a pickle, which is never loaded: convert it" if others else "copy the weights beside config.json",
+            f"{others} is a pickle, which is never loaded: convert it"
+            if others
+            else "copy the weights beside config.json",
         )
     if not (path / "tokenizer.json").is_file():
         raise UserError(f"{path} has no tokenizer.json", "copy the tokenizer's files beside config.json")

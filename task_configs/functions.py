@@ -92,7 +92,7 @@ class FixedShots(ContextSampler):
 
 def _items(task: str, doc: dict[str, Any], prediction: int | str | None) -> dict[str, Any]:
     item = to_item(task, doc, prediction)
-    return {name: item for name in METRICS[task]}
+    return dict.fromkeys(METRICS[task], item)
 
 
 def _by_likelihood(task: str, doc: dict[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -21,7 +22,7 @@ def sample_documents(rows: Sequence[Row], limit: int, seed: int) -> list[Row]:
         return list(rows)
     rng = random.Random(seed)
     borders = [round(part * len(documents) / limit) for part in range(limit + 1)]
-    chosen = {documents[rng.randrange(start, end)] for start, end in zip(borders[:-1], borders[1:], strict=True)}
+    chosen = {documents[rng.randrange(start, end)] for start, end in itertools.pairwise(borders)}
     return [row for row in rows if document_key(row) in chosen]
 
 

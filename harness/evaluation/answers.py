@@ -41,7 +41,9 @@ def parse_choice(text: str, choices: Sequence[str]) -> int | None:
     «Да, из текста это следует». Whole choices written out («вода потекла из крана») count as well.
     """
     said = _words(text)
-    written = [index for index, choice in enumerate(choices) if len(_words(choice)) > 1 and _find(said, _words(choice)) >= 0]
+    written = [
+        index for index, choice in enumerate(choices) if len(_words(choice)) > 1 and _find(said, _words(choice)) >= 0
+    ]
     if len(written) == 1:
         return written[0]
     firsts: dict[int, int] = {}  # choice -> where it is first named
@@ -50,8 +52,7 @@ def parse_choice(text: str, choices: Sequence[str]) -> int | None:
             place = _find(said, _words(name))
             if place >= 0 and not (place > 0 and said[place - 1] == _NEGATION):
                 firsts[index] = min(place, firsts.get(index, place))
-    for index in _negated(said, choices):
-        firsts.setdefault(index[0], index[1])
+    firsts |= {index: place for index, place in _negated(said, choices).items() if index not in firsts}
     if not firsts:
         return None
     nearest = min(firsts.values())
@@ -59,15 +60,15 @@ def parse_choice(text: str, choices: Sequence[str]) -> int | None:
     return named[0] if len(named) == 1 else None
 
 
-def _negated(said: list[str], choices: Sequence[str]) -> list[tuple[int, int]]:
-    """«не верно», «не следует» answer «нет» where the choices are «да» and «нет»."""
+def _negated(said: list[str], choices: Sequence[str]) -> dict[int, int]:
+    """«не верно», «не следует» answer «нет» where the choices are «да» and «нет»: its index and the place."""
     names = [" ".join(_words(choice)) for choice in choices]
     if "да" not in names or "нет" not in names:
-        return []
+        return {}
     for place in range(len(said) - 1):
         if said[place] == _NEGATION and said[place + 1] in _SYNONYMS["да"]:
-            return [(names.index("нет"), place)]
-    return []
+            return {names.index("нет"): place}
+    return {}
 
 
 def _words(text: str) -> list[str]:

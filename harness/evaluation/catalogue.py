@@ -50,7 +50,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _function_name(loader: yaml.SafeLoader, node: yaml.Node) -> str:
-    return f"!function {loader.construct_scalar(node)}"  # type: ignore[arg-type]
+    return f"!function {loader.construct_scalar(node)}"
 
 
 _Loader.add_constructor("!function", _function_name)
@@ -181,7 +181,7 @@ def _prompt_of(file: TaskFile, prompt: str | None) -> str:
 
 
 def task_specification(chosen: Sequence[ChosenTask]) -> dict[str, Any]:
-    """What lm-eval's TaskManager loads: a group of the registered tasks, with the chosen prompts over their defaults."""
+    """What lm-eval's TaskManager loads: a group of the registered tasks with the chosen prompts."""
     return {
         "group": "chosen",
         "task": [{"task": task.file.full_name, **_overrides(task)} for task in chosen],
@@ -198,5 +198,3 @@ def _overrides(task: ChosenTask) -> dict[str, Any]:
     if "target_delimiter" in cleared:
         cleared["target_delimiter"] = " "
     return {**cleared, **prompts[task.prompt]}
-
-

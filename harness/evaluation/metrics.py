@@ -231,8 +231,9 @@ def bootstrap_samples(metric: Metric, items: Sequence[Item], seed: int, samples:
     """The metric of `samples` resamplings of the clusters, drawn with replacement. Float array [samples]."""
     counts = _cluster_counts(metric, items)
     rng = np.random.default_rng(seed)
-    drawn = np.stack([np.bincount(rng.integers(0, len(counts), len(counts)), minlength=len(counts)) @ counts
-                      for _ in range(samples)])
+    drawn = np.stack(
+        [np.bincount(rng.integers(0, len(counts), len(counts)), minlength=len(counts)) @ counts for _ in range(samples)]
+    )
     return metric.value(drawn)
 
 

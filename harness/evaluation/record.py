@@ -1,4 +1,7 @@
-"""The record of a run: results.json and samples.jsonl, typed and versioned. Tables and pages are made from these alone."""
+"""The record of a run: results.json and samples.jsonl, typed and versioned.
+
+Tables and pages are made from these alone.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +78,7 @@ class TimingRecord(_Model):
 
 
 class MemoryRecord(_Model):
-    """`peak_bytes`: of the whole run. `single_bytes`: after the model's start and one longest document at batch size 1."""
+    """`peak_bytes`: of the whole run. `single_bytes`: after the start and the longest document at batch size 1."""
 
     peak_bytes: int
     single_bytes: int
@@ -83,7 +86,7 @@ class MemoryRecord(_Model):
 
 
 class TokenRecord(_Model):
-    """`computed`: read by the model. `shared`: saved because sequences share prefixes. `padding`: computed for nothing."""
+    """`computed`: read by the model. `shared`: saved by common prefixes. `padding`: computed for nothing."""
 
     computed: int
     shared: int
@@ -159,7 +162,9 @@ def write_run(directory: Path, record: RunRecord, samples: Iterable[SampleRecord
     """Samples first, so that a directory with results.json is complete."""
     lines = "".join(sample.model_dump_json(exclude_none=False) + "\n" for sample in samples)
     write_atomically(directory / SAMPLES, lines)
-    write_atomically(directory / RESULTS, json.dumps(record.model_dump(mode="json"), ensure_ascii=False, indent=2) + "\n")
+    write_atomically(
+        directory / RESULTS, json.dumps(record.model_dump(mode="json"), ensure_ascii=False, indent=2) + "\n"
+    )
 
 
 def read_record(directory: Path) -> RunRecord:
@@ -177,9 +182,7 @@ def read_record(directory: Path) -> RunRecord:
         raise UserError(f"cannot read {path}: {error}", "run it again") from error
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version != SCHEMA_VERSION:
-        raise UserError(
-            f"{path} has schema version {version}, and this program reads {SCHEMA_VERSION}", "run it again"
-        )
+        raise UserError(f"{path} has schema version {version}, and this program reads {SCHEMA_VERSION}", "run it again")
     try:
         return RunRecord.model_validate(data)
     except ValidationError as error:

@@ -7,7 +7,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from harness.evaluation.record import (
     write_run,
 )
 from harness.models import LocalModel, default_model, resolve_model
+from harness.quiet import quiet_libraries
 from harness.scoring.store import ProgressStore
 
 RUNS_DIR = Path("results") / "runs"
@@ -104,28 +105,37 @@ def run(
         if resumed and (directory / RESULTS).exists():
             return read_record(directory), directory
         say(f"loading {model.name} for {options.backend}")
-        backend = load_backend(
-            options.backend,
-            model.path,
-            fingerprint=model.fingerprint,
-            cache_dir=cache_dir() / "mlx",
-            execution=options.execution,
-            dtype=options.dtype,
-            args=parse_backend_args(backend_kind, list(options.backend_args)),
-        )
+        with quiet_libraries():
+            backend = load_backend(
+                options.backend,
+                model.path,
+                fingerprint=model.fingerprint,
+                cache_dir=cache_dir() / "mlx",
+                execution=options.execution,
+                dtype=options.dtype,
+                args=parse_backend_args(backend_kind, list(options.backend_args)),
+            )
         loaded = time.monotonic()
         language_model, outcomes, single_bytes = _evaluate(backend, chosen, options, store, progress, say)
         scored = time.monotonic()
         scoring_seconds = store.seconds()
         record = _record(
-            options, model, backend, chosen, splits, outcomes, language_model, settings,
+            options,
+            model,
+            backend,
+            chosen,
+            splits,
+            outcomes,
+            language_model,
+            settings,
             TimingRecord(
                 wall_seconds=scored - started,
                 load_seconds=loaded - started,
                 scoring_seconds=scoring_seconds,
                 records_per_second=_documents(outcomes) / scoring_seconds if scoring_seconds else 0.0,
             ),
-            single_bytes, resumed,
+            single_bytes,
+            resumed,
         )
         write_run(directory, record, _samples(outcomes))
     for leftover in directory.glob(f"{PROGRESS}*"):
@@ -284,7 +294,6 @@ def _evaluate(
     from lm_eval.tasks import TaskManager
 
     from harness.evaluation.language_model import PlannedModel
-    from harness.quiet import quiet_libraries
 
     language_model = PlannedModel(
         backend, options.batch_tokens or backend.info.batch_tokens, store, progress, seed=options.seed

@@ -33,8 +33,10 @@ def run_table(record: RunRecord) -> str:
 def _heading(record: RunRecord) -> str:
     limit = f", at most {record.data.limit} documents a task" if record.data.limit else ""
     computed = f"executed by {record.execution} on {record.device} in {record.dtype}"
-    return f"{record.model.name} · {record.backend} ({record.model.weights} weights) · {computed}\n" \
+    return (
+        f"{record.model.name} · {record.backend} ({record.model.weights} weights) · {computed}\n"
         f"data: {record.data.description}, {record.data.split}{limit}"
+    )
 
 
 def _summary(record: RunRecord) -> list[str]:
@@ -49,7 +51,9 @@ def _summary(record: RunRecord) -> list[str]:
             "(no Russian SuperGLUE score: that takes all nine)"
         )
     if record.data.source == "mini":
-        lines.append("The mini set is this project's own and small: it shows that all works, not how good the model is.")
+        lines.append(
+            "The mini set is this project's own and small: it shows that all works, not how good the model is."
+        )
     if record.execution == "torch" and record.backend.startswith("mlx"):
         lines.append("MLX weights executed by torch: the figures are real, the speed is not MLX's.")
     timing, tokens = record.timing, record.tokens

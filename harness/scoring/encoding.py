@@ -102,7 +102,7 @@ class TextEncoder:
             self._encode_pieces(list(missing))
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of the text after the tokenizer's own prefix; a BOS that the text already begins with is not doubled."""
+        """Token ids, after the tokenizer's own BOS; one that the text already begins with is not doubled."""
         pieces = self._pieces(text)
         self.prepare([text])
         body = [token for piece in pieces for token in self._ids[piece]]
@@ -127,9 +127,7 @@ def move_trailing_space(context: str, continuation: str) -> tuple[str, str]:
     return bare, context[len(bare) :] + continuation
 
 
-def encode_pairs(
-    encoder: TextEncoder, pairs: Sequence[tuple[str, str]], context_length: int
-) -> list[ScoredSequence]:
+def encode_pairs(encoder: TextEncoder, pairs: Sequence[tuple[str, str]], context_length: int) -> list[ScoredSequence]:
     """Token sequences of (context, continuation) pairs.
 
     A sequence longer than the model's context loses tokens from the left, as in lm-eval, but keeps its BOS, without

@@ -1,7 +1,7 @@
 """Token sequences to a plan: which prefixes are computed once, which rows go into which batch.
 
-Pure Python on integers; no tensor library. The plan depends only on the sequences and the token budget, so a resumed run
-makes the same plan, and skips the units that are already scored.
+Pure Python on integers; no tensor library. The plan depends only on the sequences and the token budget, so a resumed
+run makes the same plan, and skips the units that are already scored.
 
 A prefix tree holds what the model reads of every sequence. A node of the tree becomes a *cut* where computing its
 prefix once saves enough tokens; everything below is computed in rows that follow the cut's key-value cache.

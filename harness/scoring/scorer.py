@@ -1,7 +1,7 @@
 """Carries a plan out on a backend: prefills the cuts, runs the batches, projects, stores, sums up.
 
-Hidden states of many units are projected to the vocabulary together, since reading the 262,144-row matrix costs the same
-for one position as for hundreds.
+Hidden states of many units are projected to the vocabulary together, since reading the 262,144-row matrix costs the
+same for one position as for hundreds.
 """
 
 from __future__ import annotations

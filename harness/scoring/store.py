@@ -91,7 +91,9 @@ class ProgressStore:
         return dict(self._db.execute("SELECT item, text FROM texts WHERE plan = ?", (plan,)))
 
     def put_texts(self, plan: str, texts: dict[int, str]) -> None:
-        self._write("INSERT OR REPLACE INTO texts VALUES (?, ?, ?)", [(plan, item, text) for item, text in texts.items()])
+        self._write(
+            "INSERT OR REPLACE INTO texts VALUES (?, ?, ?)", [(plan, item, text) for item, text in texts.items()]
+        )
 
     def _write(self, statement: str, rows: Iterable[tuple[Any, ...]]) -> None:
         try:

@@ -1,0 +1,129 @@
+"""Texts to tokens: the border of context and continuation, line by line, one BOS."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from harness.errors import UserError
+from harness.scoring.encoding import TextEncoder, cut_prompt, encode_pairs, lines_are_borders
+from tests.tiny_gemma import make_tiny_gemma
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast.from_pretrained(make_tiny_gemma(tmp_path_factory.mktemp("tiny")))
+
+
+def lm_eval_pair(tokenizer: PreTrainedTokenizerFast, context: str, continuation: str) -> tuple[list[int], int]:
+    """lm-eval's rule, written out plainly: TemplateLM._encode_pair."""
+    spaces = len(context) - len(context.rstrip())
+    if spaces:
+        context, continuation = context[:-spaces], context[-spaces:] + continuation
+    return tokenizer(context + continuation).input_ids, len(tokenizer(context).input_ids)
+
+
+words = st.text(alphabet="абвд нетДа.:,!«»\n0ёz", min_size=1, max_size=40)
+
+
+@settings(max_examples=200, deadline=None)
+@given(context=words.filter(lambda text: text.strip()), continuation=words.filter(lambda text: text.strip()))
+def test_pairs_split_where_lm_eval_splits_them(
+    tokenizer: PreTrainedTokenizerFast, context: str, continuation: str
+) -> None:
+    whole, border = lm_eval_pair(tokenizer, context, continuation)
+    if border >= len(whole):
+        return  # the continuation melted into the context's last token: refused, tested below
+    (sequence,) = encode_pairs(TextEncoder(tokenizer), [(context, continuation)], 10_000)
+    assert list(sequence.tokens) == whole
+    assert sequence.continuation_start == border
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text(max_size=60))
+def test_encoding_line_by_line_gives_the_tokens_of_the_whole_text(
+    tokenizer: PreTrainedTokenizerFast, text: str
+) -> None:
+    encoder = TextEncoder(tokenizer)
+    assert encoder.by_line
+    assert encoder.encode(text) == tokenizer(text).input_ids
+
+
+def test_every_line_is_tokenised_once(tokenizer: PreTrainedTokenizerFast) -> None:
+    encoder = TextEncoder(tokenizer)
+    pairs = [(f"Абзац, общий для всех.\nВопрос {n}\nОтвет:", choice) for n in range(3) for choice in (" да", " нет")]
+    encode_pairs(encoder, pairs, 1000)
+    # the paragraph, one line break, three questions, the bare prompt and two answered ones
+    assert encoder.encoded == 1 + 1 + 3 + 1 + 2
+    encode_pairs(encoder, pairs, 1000)
+    assert encoder.encoded == 8
+
+
+def test_a_text_that_begins_with_bos_gets_no_second_one(tokenizer: PreTrainedTokenizerFast) -> None:
+    encoder = TextEncoder(tokenizer)
+    ids = encoder.encode("<bos>Да")
+    assert ids.count(tokenizer.bos_token_id) == 1
+    assert ids == encoder.encode("Да")
+
+
+def test_an_empty_context_is_the_bos_alone(tokenizer: PreTrainedTokenizerFast) -> None:
+    (sequence,) = encode_pairs(TextEncoder(tokenizer), [("", "Да")], 100)
+    assert sequence.continuation_start == 1
+    assert list(sequence.tokens) == tokenizer("Да").input_ids
+
+
+def test_a_long_prompt_loses_its_left_end_but_not_its_bos(tokenizer: PreTrainedTokenizerFast) -> None:
+    context = "слово " * 50 + "\nОтвет:"
+    (whole,) = encode_pairs(TextEncoder(tokenizer), [(context, " да")], 10_000)
+    (cut,) = encode_pairs(TextEncoder(tokenizer), [(context, " да")], 20)
+    assert len(cut.inputs) == 20
+    assert cut.tokens[0] == tokenizer.bos_token_id
+    assert cut.tokens[1:] == whole.tokens[-20:]
+    assert cut.dropped == len(whole.tokens) - 21
+    answer = len(whole.tokens) - whole.continuation_start
+    assert cut.continuation_start == len(cut.tokens) - answer
+
+
+def test_a_continuation_longer_than_the_context_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(UserError, match="fills the model's context"):
+        encode_pairs(TextEncoder(tokenizer), [("Да", " слово" * 40)], 16)
+
+
+def test_an_empty_continuation_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(UserError, match="has no token of its own"):
+        encode_pairs(TextEncoder(tokenizer), [("Да", "")], 16)
+
+
+def test_a_prompt_is_cut_from_the_left() -> None:
+    assert cut_prompt([2, 5, 6, 7, 8], 3, bos_id=2) == [2, 7, 8]
+    assert cut_prompt([5, 6, 7, 8], 3, bos_id=2) == [6, 7, 8]
+    assert cut_prompt([2, 5], 3, bos_id=2) == [2, 5]
+
+
+def test_a_vocabulary_that_joins_a_line_break_with_a_letter_is_encoded_whole(tmp_path: Path) -> None:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(make_tiny_gemma(tmp_path))
+    parsed = json.loads(tokenizer._tokenizer.to_str())
+    assert lines_are_borders(parsed)
+    parsed["model"]["vocab"]["\nа"] = len(parsed["model"]["vocab"])
+    parsed["model"]["merges"].append(["\n", "а"])
+    assert not lines_are_borders(parsed)
+    joined = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(parsed)), bos_token="<bos>")
+    encoder = TextEncoder(joined)
+    assert encoder.encode("в\nа") == joined("в\nа").input_ids
+
+
+@pytest.mark.parametrize(
+    "pre_tokenizer",
+    [{"type": "ByteLevel", "add_prefix_space": False}, {"type": "Split", "pattern": {"Regex": r"\s+"}}],
+)
+def test_a_pre_tokenizer_that_looks_further_than_one_character_is_not_trusted(
+    tokenizer: PreTrainedTokenizerFast, pre_tokenizer: dict[str, object]
+) -> None:
+    parsed = json.loads(tokenizer._tokenizer.to_str())
+    assert not lines_are_borders({**parsed, "pre_tokenizer": pre_tokenizer})
