@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import DynamicCache, Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedTokenizerFast
 
 from adapters.base import Backend, BackendInfo, OutOfMemory, Prefix, Sampling, UserError
@@ -320,11 +321,7 @@ def load_torch(
         # mlx-lm writes this key for its own use; transformers would take it for a method of its own.
         vars(config).pop("quantization_config", None)
     config._attn_implementation = CPU_ATTENTION if device == "cpu" else "sdpa"
-    # With given weights there is no directory to read: transformers documents None for this.
-    source: Any = model_dir if state is None else None
-    model: Any = Gemma3ForCausalLM.from_pretrained(
-        source, config=config, state_dict=state, dtype=torch_dtype, use_safetensors=True if state is None else None
-    )
+    model = _load_weights(model_dir, config, torch_dtype, state)
     model = model.to(device).eval()
     model.requires_grad_(False)
     stored = _stored_type(model_dir) if state is None else weights or ""
@@ -342,6 +339,35 @@ def load_torch(
         options={"threads": torch.get_num_threads()} if device == "cpu" else {},
     )
     return TorchBackend(model, load_tokenizer(model_dir), info)
+
+
+def _load_weights(
+    model_dir: Path, config: Gemma3TextConfig, dtype: torch.dtype, state: dict[str, torch.Tensor] | None
+) -> Any:
+    """The model with all its weights, from the directory or from `state`.
+
+    Raises:
+        UserError: damaged files, or weights that are missing: transformers would make random ones up.
+    """
+    # With given weights there is no directory to read: transformers documents None for this.
+    source: Any = model_dir if state is None else None
+    try:
+        model, report = Gemma3ForCausalLM.from_pretrained(
+            source,
+            config=config,
+            state_dict=state,
+            dtype=dtype,
+            use_safetensors=True if state is None else None,
+            output_loading_info=True,
+        )
+    except (SafetensorError, RuntimeError) as error:
+        raise UserError(f"cannot read the weights in {model_dir}: {error}", "copy the model anew") from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise UserError(
+            f"{model_dir} lacks {len(missing)} weights, {missing[0]} among them", "copy all its *.safetensors files"
+        )
+    return model
 
 
 def _stored_bytes(model_dir: Path) -> int:

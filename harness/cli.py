@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import harness
@@ -127,19 +128,22 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _progress_bar(what: str, total: int) -> Callable[[int], None]:
-    """A bar with the time left; its unit is a token for scoring, an answer for generating."""
+@contextlib.contextmanager
+def _progress_bars() -> Iterator[Callable[[str, int], Callable[[int], object]]]:
+    """Gives a function that starts a bar with the time left, in tokens for scoring, in answers for generating.
+
+    Leaving closes the bars, so that an error stands on a line of its own.
+    """
     from tqdm import tqdm
 
-    scoring = what == "scoring"
-    bar = tqdm(total=total, desc=what, unit=" tok" if scoring else " answer", unit_scale=scoring, disable=False)
+    with contextlib.ExitStack() as bars:
 
-    def advance(done: int) -> None:
-        bar.update(done)
-        if bar.n >= total:
-            bar.close()
+        def start(what: str, total: int) -> Callable[[int], object]:
+            scoring = what == "scoring"
+            unit = " tok" if scoring else " answer"
+            return bars.enter_context(tqdm(total=total, desc=what, unit=unit, unit_scale=scoring, disable=False)).update
 
-    return advance
+        yield start
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -167,7 +171,8 @@ def _run(args: argparse.Namespace) -> None:
         resume=args.resume,
         command=args.command,
     )
-    record, directory = run(options, _say, _progress_bar)
+    with _progress_bars() as progress:
+        record, directory = run(options, _say, progress)
     print(run_table(record))
     print(f"record: {directory}")
 

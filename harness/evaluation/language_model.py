@@ -37,7 +37,7 @@ class PlannedModel(LM):
         backend: Backend,
         batch_tokens: int,
         store: ProgressStore | None = None,
-        progress: Callable[[str, int], Callable[[int], None]] | None = None,
+        progress: Callable[[str, int], Callable[[int], object]] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()

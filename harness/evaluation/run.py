@@ -42,7 +42,7 @@ from harness.scoring.store import ProgressStore
 RUNS_DIR = Path("results") / "runs"
 PROGRESS = "progress.sqlite"
 
-Progress = Callable[[str, int], Callable[[int], None]]
+Progress = Callable[[str, int], Callable[[int], object]]
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,10 @@ def run(
     started = time.monotonic()
     backend_kind = _check(options)
     chosen = choose(options.tasks, options.prompt)
+    directory = _named_directory(options)
     splits = _load_splits(chosen, options, say)
     model = resolve_model(options.model or default_model(), say)
-    directory = _directory(options, model)
+    directory = directory or _new_directory(model, options.backend)
     with ProgressStore(directory / PROGRESS) as store:
         settings = _settings(options, model, chosen, splits)
         resumed = _agree(store, settings, options, directory)
@@ -219,18 +220,30 @@ def _hash_task_files(chosen: list[ChosenTask]) -> str:
     return digest.hexdigest()
 
 
-def _directory(options: RunOptions, model: LocalModel) -> Path:
-    """The run's directory, made and known to be writable."""
-    if options.output is None and options.resume:
-        return _latest_unfinished()
-    directory = options.output
-    if directory is None:
-        stamp = datetime.now(UTC).strftime("%Y-%m-%d-%H%M%S")
-        directory = RUNS_DIR / f"{stamp}-{_slug(model.name)}-{options.backend}"
-    if not options.resume and (directory / RESULTS).exists():
-        raise UserError(f"{directory} already holds a finished run", "name another --output")
-    if not options.resume and (directory / PROGRESS).exists():
-        raise UserError(f"{directory} holds an unfinished run", "go on with --resume, or name another --output")
+def _named_directory(options: RunOptions) -> Path | None:
+    """--output, or the latest unfinished run to resume; None where a new directory is to be made.
+
+    Raises:
+        UserError: it holds another run, or cannot be written, or there is none to resume.
+    """
+    if options.output is None:
+        return _latest_unfinished() if options.resume else None
+    if not options.resume and (options.output / RESULTS).exists():
+        raise UserError(f"{options.output} already holds a finished run", "name another --output")
+    if not options.resume and (options.output / PROGRESS).exists():
+        raise UserError(f"{options.output} holds an unfinished run", "go on with --resume, or name another --output")
+    _make_writable(options.output)
+    return options.output
+
+
+def _new_directory(model: LocalModel, backend: str) -> Path:
+    stamp = datetime.now(UTC).strftime("%Y-%m-%d-%H%M%S")
+    directory = RUNS_DIR / f"{stamp}-{_slug(model.name)}-{backend}"
+    _make_writable(directory)
+    return directory
+
+
+def _make_writable(directory: Path) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         probe = directory / ".writable"
@@ -240,7 +253,6 @@ def _directory(options: RunOptions, model: LocalModel) -> Path:
         raise UserError(
             f"cannot write to {directory}: {error.strerror}", "name a directory that can be written with --output"
         ) from error
-    return directory
 
 
 def _latest_unfinished() -> Path:

@@ -24,7 +24,7 @@ def generate_all(
     jobs: Sequence[GenerationJob],
     batch_tokens: int,
     store: ProgressStore | None = None,
-    on_progress: Callable[[int], None] | None = None,
+    on_progress: Callable[[int], object] | None = None,
 ) -> list[str]:
     """The continuation of every job, in order.
 

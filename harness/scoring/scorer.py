@@ -98,7 +98,7 @@ class Scorer:
         self,
         plan: Plan,
         sequences: Sequence[ScoredSequence],
-        on_progress: Callable[[int], None] = lambda tokens: None,
+        on_progress: Callable[[int], object] = lambda tokens: None,
     ) -> list[Score]:
         """A score for every sequence of the plan, in order.
 

