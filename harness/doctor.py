@@ -106,7 +106,7 @@ def report() -> str:
     """Aligned plain text; under each problem an arrow and what to do."""
     sections = {
         "Machine": [*_machine(), *_accelerators()],
-        "Software": [*_packages(), _torch_version(), _mlx()],
+        "Software": [*_packages(), *_attention(), _mlx()],
         "Models and data": [_embedded_model(), *_hub(), _rsg_data()],
         "Directories": [*_cache(), _results()],
     }
@@ -128,8 +128,10 @@ def _lines(finding: Finding, width: int) -> list[str]:
 
 def _machine() -> list[Finding]:
     machine = provenance.machine()
+    translated = machine["system"] == "Darwin x86_64" and machine["processor"].startswith("Apple")
+    arm = "this Python runs under Rosetta, where there is no MLX: install one for arm64"
     return [
-        Finding("system", machine["system"]),
+        Finding("system", machine["system"], arm if translated else ""),
         Finding("processor", machine["processor"] or "unknown"),
         Finding("cores for this process", str(machine["cores"])),
         Finding("memory", f"{machine['memory_bytes'] / GIB:.1f} GiB"),
@@ -183,16 +185,16 @@ def _package(requirement: Any) -> Finding:
     return Finding(requirement.name, version)
 
 
-def _torch_version() -> Finding:
+def _attention() -> list[Finding]:
     """On a Mac an old PyTorch computes wrong figures in silence."""
     torch = _torch()
     if isinstance(torch, str) or platform.system() != "Darwin":
-        return Finding("attention on mps", "does not apply: no Mac" if platform.system() != "Darwin" else "unknown")
+        return []
     release = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
-    if release < SAFE_MPS_TORCH:
-        wrong = f"PyTorch {torch.__version__} computes it wrong: figures from --backend torch-mps are worthless"
-        return Finding("attention on mps", wrong, "pip install 'torch>=2.11', or use --backend mlx-bf16 or torch-cpu")
-    return Finding("attention on mps", f"right in PyTorch {torch.__version__}")
+    if release >= SAFE_MPS_TORCH:
+        return [Finding("attention on mps", f"right in PyTorch {torch.__version__}")]
+    wrong = f"wrong in PyTorch {torch.__version__}: do not trust figures of --backend torch-mps"
+    return [Finding("attention on mps", wrong, "pip install 'torch>=2.11', or use --backend mlx-bf16 or torch-cpu")]
 
 
 def _mlx() -> Finding:
@@ -220,12 +222,12 @@ def _hub() -> list[Finding]:
     """Whether there is a token, never which. The hub itself is not asked."""
     try:
         from huggingface_hub import constants, get_token
-    except ImportError as error:
-        return [
-            Finding("hub", f"huggingface_hub cannot be loaded: {_first_line(error)}", "pip install huggingface-hub")
-        ]
+
+        token = get_token()
+    except (ImportError, OSError) as error:
+        return [Finding("hub token", f"cannot be looked up: {_first_line(error)}", "pip install huggingface-hub")]
     login = "`hf auth login`, or set HF_TOKEN; without it gated models such as google/gemma-3-1b-it are out of reach"
-    found = [Finding("hub token", "there") if get_token() else Finding("hub token", "none", login)]
+    found = [Finding("hub token", "there" if token else "none", "" if token else login)]
     if constants.HF_HUB_OFFLINE:
         found.append(Finding("hub", "switched off by HF_HUB_OFFLINE", "unset it to fetch models and --data hub"))
     return found
@@ -237,7 +239,7 @@ def _rsg_data() -> Finding:
     if not source or source in ("mini", "hub"):
         return Finding("RSG_DATA", source or "not set (for plain lm_eval; rsg-harness run takes --data)")
     root = Path(source.removeprefix("hub:")).expanduser()
-    if not root.is_dir():
+    if not os.path.isdir(root):  # unlike Path's, False where access is denied
         return Finding("RSG_DATA", f"{source} is no directory", "name the unpacked official archive, or unset it")
     patterns = {
         task: f"{task}/*/*.parquet" if source.startswith("hub:") else f"{OFFICIAL_NAMES[task]}/*.jsonl"
@@ -255,20 +257,13 @@ def _rsg_data() -> Finding:
 def _cache() -> list[Finding]:
     directory = cache_dir()
     free = shutil.disk_usage(_existing(directory)).free
-    size = _size(directory)
-    writable = _unwritable(directory)
-    small = free < NEEDED_DISK_BYTES
+    problem = _unwritable(directory)
+    elsewhere = "set RSG_HARNESS_CACHE to a directory that can be written" if problem else ""
+    room = "" if free >= NEEDED_DISK_BYTES else "free some: gemma-3-1b and its quantised copies take about 4 GiB"
+    size = f"{_size(directory) / GIB:.1f} GiB"
     return [
-        Finding(
-            "cache",
-            f"{directory}, {size / GIB:.1f} GiB" + (f": {writable}" if writable else ""),
-            "set RSG_HARNESS_CACHE to a directory that can be written" if writable else "",
-        ),
-        Finding(
-            "free disk for the cache",
-            f"{free / GIB:.1f} GiB",
-            "free some space: gemma-3-1b and a quantised copy take about 4 GiB" if small else "",
-        ),
+        Finding("cache", f"{directory}: {problem or size}", elsewhere),
+        Finding("free disk for the cache", f"{free / GIB:.1f} GiB", room),
     ]
 
 
@@ -282,7 +277,7 @@ def _results() -> Finding:
 def _existing(directory: Path) -> Path:
     """The directory, or the nearest one above it that exists."""
     directory = directory.absolute()
-    return next(path for path in (directory, *directory.parents) if path.exists())
+    return next(path for path in (directory, *directory.parents) if os.path.exists(path))
 
 
 def _unwritable(directory: Path) -> str:

@@ -1,6 +1,6 @@
 """The archive that russiansuperglue.com takes: predictions over the test split, made from run directories.
 
-Format: a zip of nine .jsonl files, one a task, a JSON object an example, sorted by idx, labels as the official files spell them.
+Format: a zip of nine .jsonl files, a JSON object an example, sorted by idx, labels as the official files spell them.
 """
 
 from __future__ import annotations
