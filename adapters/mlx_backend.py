@@ -24,13 +24,13 @@ from adapters.mlx_weights import (
     read_config,
     stored_bytes,
 )
+from adapters.text import end_tokens, growing_answers
 
 BATCH_TOKENS = {"metal": 4096, "cpu": 512}
 # Longer rows go through the cache in pieces: attention masks and scores grow with the square of a piece's length.
 PREFILL_TOKENS = 2048
 # One block of logits, and the float32 copy of the rows of the vocabulary matrix that it needs, stay below this each.
 PROJECTION_BYTES = 128 * 1024 * 1024
-END_OF_TURN = "<end_of_turn>"
 # Parts of the messages with which MLX refuses an allocation: "[malloc] Unable to allocate 1024 bytes.",
 # "[metal::malloc] Attempting to allocate ... greater than the maximum allowed buffer size ...",
 # "[metal::malloc] Resource limit (499000) exceeded.",
@@ -122,7 +122,7 @@ def load_mlx(
     )
     tokenizer = PreTrainedTokenizerFast.from_pretrained(model_dir)  # AutoTokenizer builds Gemma's anew, in seconds
     eos = load_config(model_dir).get("eos_token_id")  # that of generation_config.json, if there is one
-    return MlxBackend(model, tokenizer, info, _stop_tokens(eos, tokenizer))
+    return MlxBackend(model, tokenizer, info, end_tokens(tokenizer, eos))
 
 
 class MlxBackend(Backend):
@@ -241,9 +241,9 @@ class MlxBackend(Backend):
         from mlx_lm.generate import BatchGenerator
 
         ids: list[list[int]] = [[] for _ in prompts]
-        texts = [""] * len(prompts)
+        answers = growing_answers(len(prompts), sampling.stop, on_text)
         if not prompts or sampling.max_new_tokens < 1:
-            return texts
+            return [""] * len(prompts)
         with memory_errors():
             generator = BatchGenerator(
                 self.model,
@@ -262,21 +262,13 @@ class MlxBackend(Backend):
                         i = index_of[response.uid]
                         if response.finish_reason != "stop":
                             ids[i].append(response.token)
-                        whole = self.tokenizer.decode(ids[i], skip_special_tokens=True)
-                        text, stopped = _cut(whole, sampling.stop)
+                        stopped = answers[i].update(self.tokenizer.decode(ids[i], skip_special_tokens=True))
                         if stopped and response.finish_reason is None:
                             generator.remove([response.uid])
-                        ended = stopped or response.finish_reason is not None
-                        if not ended:  # bytes that follow can undo a decoded run of bytes: then wait
-                            text = _settled(text, sampling.stop)
-                            text = text if text.startswith(texts[i]) else texts[i]
-                        if on_text is not None and text != texts[i]:
-                            on_text(i, text)
-                        texts[i] = text
             finally:
                 generator.close()
             mx.clear_cache()
-        return texts
+        return [answer.finish() for answer in answers]
 
     def peak_memory(self) -> int | None:
         return self._mx.get_peak_memory() if self.info.device == "metal" else None
@@ -341,23 +333,3 @@ def _sampler(mx: Any, sampling: Sampling) -> Callable[[Any], Any]:
         return mx.random.categorical(scaled, key=now)
 
     return draw
-
-
-def _cut(text: str, stops: Sequence[str]) -> tuple[str, bool]:
-    """The text before the first stop string, and whether there was one."""
-    ends = [end for end in (text.find(stop) for stop in stops if stop) if end >= 0]
-    return (text[: min(ends)], True) if ends else (text, False)
-
-
-def _settled(text: str, stops: Sequence[str]) -> str:
-    """The part of a growing text that no further token can take back: no half characters, no half stop strings."""
-    text = text.rstrip("\N{REPLACEMENT CHARACTER}")
-    halves = (stop[:size] for stop in stops for size in range(1, len(stop)))
-    return text[: len(text) - max((len(half) for half in halves if text.endswith(half)), default=0)]
-
-
-def _stop_tokens(eos: int | list[int] | None, tokenizer: Any) -> frozenset[int]:
-    """Ids that end an answer: `eos` of the model's configuration, the tokenizer's own, and <end_of_turn>."""
-    found = set(eos) if isinstance(eos, list) else {eos}
-    found |= {tokenizer.eos_token_id, tokenizer.get_vocab().get(END_OF_TURN)}
-    return frozenset(token for token in found if token is not None)

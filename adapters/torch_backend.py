@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from transformers import DynamicCache, Gemma3ForCausalLM, Gemma3TextConfig, PreT
 
 from adapters.base import Backend, BackendInfo, OutOfMemory, Prefix, Sampling, UserError
 from adapters.cpu_attention import CPU_ATTENTION
+from adapters.text import GrowingAnswer, end_tokens, growing_answers
 
 # Rows of the vocabulary matrix that are cast to float32 at a time: 16,384 rows of a 1,152-wide model are 75 MB.
 VOCABULARY_CHUNK = 16_384
@@ -116,7 +117,7 @@ class TorchBackend(Backend):
         pad = self.tokenizer.pad_token_id or 0
         ids = torch.tensor([[pad] * (longest - len(row)) + list(row) for row in prompts], device=self.model.device)
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in prompts], device=self.model.device)
-        watcher = _StopWatcher(self.tokenizer, sampling.stop, longest, len(prompts), on_text)
+        answers = growing_answers(len(prompts), sampling.stop, on_text)
         options: dict[str, Any] = {"do_sample": False}
         if sampling.temperature > 0:
             options = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
@@ -127,15 +128,15 @@ class TorchBackend(Backend):
                 attention_mask=mask,
                 max_new_tokens=sampling.max_new_tokens,
                 pad_token_id=pad,
-                eos_token_id=end_tokens(self.tokenizer, self.model.config),
-                stopping_criteria=transformers.StoppingCriteriaList([watcher]),
+                eos_token_id=sorted(end_tokens(self.tokenizer, self.model.generation_config.eos_token_id)),
+                stopping_criteria=transformers.StoppingCriteriaList([_StopWatcher(self.tokenizer, longest, answers)]),
                 **options,
             )
         except RuntimeError as error:
             raise_if_out_of_memory(error)
             raise
         self._note_memory()
-        return watcher.texts
+        return [answer.finish() for answer in answers]
 
     def peak_memory(self) -> int | None:
         if self.info.device == "cuda":
@@ -150,48 +151,15 @@ class TorchBackend(Backend):
 class _StopWatcher(transformers.StoppingCriteria):
     """Ends a row at its first stop string and reports the text as it grows."""
 
-    def __init__(
-        self,
-        tokenizer: Any,
-        stop: tuple[str, ...],
-        prompt_length: int,
-        rows: int,
-        on_text: Callable[[int, str], None] | None,
-    ) -> None:
+    def __init__(self, tokenizer: Any, prompt_length: int, answers: list[GrowingAnswer]) -> None:
         self._tokenizer = tokenizer
-        self._stop = stop
         self._prompt_length = prompt_length
-        self._on_text = on_text
-        self.texts = [""] * rows
+        self._answers = answers
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         decoded = self._tokenizer.batch_decode(input_ids[:, self._prompt_length :], skip_special_tokens=True)
-        stopped = []
-        for row, text in enumerate(decoded):
-            cut, found = cut_at_stop(text, self._stop)
-            if cut != self.texts[row]:
-                self.texts[row] = cut
-                if self._on_text:
-                    self._on_text(row, cut)
-            stopped.append(found)
+        stopped = [answer.update(text) for answer, text in zip(self._answers, decoded, strict=True)]
         return torch.tensor(stopped, device=input_ids.device)
-
-
-def cut_at_stop(text: str, stop: Iterable[str]) -> tuple[str, bool]:
-    """The text before the first stop string, and whether there was one."""
-    ends = [end for end in (text.find(string) for string in stop if string) if end >= 0]
-    return (text[: min(ends)], True) if ends else (text, False)
-
-
-def end_tokens(tokenizer: Any, config: Any) -> list[int]:
-    """Ids that end an answer: the end of the text and, for instruction-tuned Gemma, the end of a turn."""
-    configured = config.eos_token_id
-    ids: set[int | None] = set(configured if isinstance(configured, list) else [configured])
-    ids.add(tokenizer.eos_token_id)
-    turn = tokenizer.convert_tokens_to_ids("<end_of_turn>")
-    if turn not in (None, tokenizer.unk_token_id):
-        ids.add(turn)
-    return sorted(token for token in ids if token is not None)
 
 
 @contextlib.contextmanager
@@ -351,8 +319,9 @@ def _load_weights(
     """
     # With given weights there is no directory to read: transformers documents None for this.
     source: Any = model_dir if state is None else None
+    loaded: Any
     try:
-        model, report = Gemma3ForCausalLM.from_pretrained(
+        loaded = Gemma3ForCausalLM.from_pretrained(
             source,
             config=config,
             state_dict=state,
@@ -362,6 +331,7 @@ def _load_weights(
         )
     except (SafetensorError, RuntimeError) as error:
         raise UserError(f"cannot read the weights in {model_dir}: {error}", "copy the model anew") from error
+    model, report = loaded
     missing = sorted(report["missing_keys"])
     if missing:
         raise UserError(

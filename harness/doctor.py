@@ -5,6 +5,7 @@ Nothing here touches the network or loads a model, and a broken package is a fin
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import platform
@@ -155,7 +156,6 @@ def _bfloat16(torch: Any) -> Finding:
         fast = True
     else:
         fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    # No advice: float32 is as right, and there is nothing to install.
     return Finding("bfloat16", "yes" if fast else "no: --dtype auto computes in float32, with twice the memory")
 
 
@@ -294,8 +294,6 @@ def _size(directory: Path) -> int:
     total = 0
     for parent, _, names in os.walk(directory):
         for name in names:
-            try:
+            with contextlib.suppress(OSError):
                 total += os.lstat(Path(parent) / name).st_size
-            except OSError:
-                continue
     return total

@@ -164,7 +164,7 @@ def _flat_rows(task: str, samples: Iterable[SampleRecord]) -> list[dict[str, Any
     """{"idx", "label"} sorted by idx, which for RuCoS is the query's."""
     labels: dict[int, Any] = {}
     for sample in samples:
-        idx = _index(sample, "query") if task == "rucos" else _whole(sample.idx)
+        idx = _index(sample, "passage") if task == "rucos" else _whole(sample.idx)
         _put(labels, idx, _label(task, sample.prediction))
     return [{"idx": idx, "label": labels[idx]} for idx in sorted(labels)]
 

@@ -15,7 +15,8 @@ from transformers.models.gemma3.modeling_gemma3 import eager_attention_forward
 from adapters import cpu_attention, torch_backend
 from adapters.base import Prefix, Sampling, UserError
 from adapters.cpu_attention import grouped_attention
-from adapters.torch_backend import TorchBackend, cut_at_stop, end_tokens, load_torch
+from adapters.text import cut_at_stop, end_tokens
+from adapters.torch_backend import TorchBackend, load_torch
 from tests.tiny_gemma import VOCABULARY_SIZE, make_tiny_gemma
 
 TOLERANCE = 1e-3  # natural logarithms; about 1e-5 is usual
@@ -400,7 +401,7 @@ def test_generation_ends_at_an_end_token(directory, tmp_path, random_sequence):
 
 
 def test_the_end_of_the_text_and_of_a_turn_end_an_answer(backend):
-    assert end_tokens(backend.tokenizer, backend.model.config) == [1, 5]
+    assert end_tokens(backend.tokenizer, 1) == {1, 5}
 
 
 # --- loading ----------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from tests.tiny_gemma import VOCABULARY_SIZE, make_tiny_gemma
 
 SHORT = Sampling(max_new_tokens=6)
 STOPPED = Sampling(max_new_tokens=10, stop=("\n", "K"))
-LENGTHS = (5, 5, 12, 5, 12, 12, 5, 12)  # prompts of equal length need no padding: batching can be judged by itself
+LENGTHS = (5, 5, 12, 5, 12, 12, 5, 12)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -96,7 +96,6 @@ class WatchedBackend(Backend):
 
 @pytest.mark.parametrize("batch_tokens", [1, 40, 60, 10_000])
 def test_texts_come_back_in_the_order_of_the_jobs(backend, jobs, expected, batch_tokens):
-    # A budget below 10,000 holds prompts of both lengths apart or pads them; either way the texts are the same.
     assert generate_all(backend, jobs, batch_tokens) == expected
 
 

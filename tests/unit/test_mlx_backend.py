@@ -13,7 +13,7 @@ import pytest
 
 from adapters import mlx_backend
 from adapters.base import OutOfMemory, Sampling, UserError
-from adapters.mlx_backend import _cut, _settled, load_mlx, memory_errors
+from adapters.mlx_backend import load_mlx, memory_errors
 from tests.tiny_gemma import make_tiny_gemma
 
 pytest.importorskip("mlx.core")
@@ -38,18 +38,6 @@ def prompts() -> list[list[int]]:
 def test_importing_the_module_does_not_import_mlx():
     code = "import sys, adapters.mlx_backend; assert not {'mlx', 'mlx_lm'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_the_text_ends_before_the_first_stop_string():
-    assert _cut("да, но нет", ("нет", ", ")) == ("да", True)
-    assert _cut("да", ("нет", "")) == ("да", False)
-
-
-def test_only_text_that_cannot_be_taken_back_is_shown():
-    assert _settled("да\n", ("\n\n", "Вопрос")) == "да"
-    assert _settled("да Воп", ("\n\n", "Вопрос")) == "да "
-    assert _settled("да\ufffd\ufffd", ()) == "да"
-    assert _settled("да", ("нет",)) == "да"
 
 
 def test_a_stop_string_ends_its_own_row_only(backend, prompts):

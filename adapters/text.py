@@ -1,0 +1,72 @@
+"""Generated text while it grows: stop strings, text that further tokens may still change, tokens that end an answer."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+END_OF_TURN = "<end_of_turn>"  # ends an answer of instruction-tuned Gemma
+
+
+class GrowingAnswer:
+    """One answer as its tokens come.
+
+    Args:
+        stop: strings of which the first ends the answer; it does not belong to it.
+        report: called with the whole text so far whenever it has grown. Text that a further token could take back (half
+            a character, half a stop string) is not reported before it is settled.
+    """
+
+    def __init__(self, stop: Sequence[str], report: Callable[[str], None] | None = None) -> None:
+        self._stop = [string for string in stop if string]
+        self._report = report
+        self._whole = ""
+        self.text = ""
+
+    def update(self, whole: str) -> bool:
+        """Takes the decoded text of all tokens so far. True once a stop string was found."""
+        self._whole = whole
+        cut, stopped = cut_at_stop(whole, self._stop)
+        settled = cut if stopped else _settled(cut, self._stop)
+        if settled.startswith(self.text):
+            self._show(settled)
+        return stopped
+
+    def finish(self) -> str:
+        """The final text, with what was held back."""
+        self._show(cut_at_stop(self._whole, self._stop)[0])
+        return self.text
+
+    def _show(self, text: str) -> None:
+        if text != self.text:
+            self.text = text
+            if self._report:
+                self._report(text)
+
+
+def growing_answers(
+    count: int, stop: Sequence[str], on_text: Callable[[int, str], None] | None
+) -> list[GrowingAnswer]:
+    """An answer for each prompt of a batch; `on_text` gets its number and its text."""
+    return [GrowingAnswer(stop, functools.partial(on_text, index) if on_text else None) for index in range(count)]
+
+
+def cut_at_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:
+    """The text before the first stop string, and whether there was one."""
+    ends = [end for end in (text.find(string) for string in stop) if end >= 0]
+    return (text[: min(ends)], True) if ends else (text, False)
+
+
+def _settled(text: str, stop: Sequence[str]) -> str:
+    """The part of a growing text that no further token can take back: no half characters, no half stop strings."""
+    text = text.rstrip("\N{REPLACEMENT CHARACTER}")
+    halves = (string[:size] for string in stop for size in range(1, len(string)))
+    return text[: len(text) - max((len(half) for half in halves if text.endswith(half)), default=0)]
+
+
+def end_tokens(tokenizer: Any, configured: int | list[int] | None) -> frozenset[int]:
+    """Ids that end an answer: the configuration's, the tokenizer's own, and <end_of_turn> where there is one."""
+    found = set(configured) if isinstance(configured, list) else {configured}
+    found |= {tokenizer.eos_token_id, tokenizer.get_vocab().get(END_OF_TURN)}
+    return frozenset(token for token in found if token is not None)
