@@ -171,10 +171,7 @@ def _rows(runs: Sequence[_Run]) -> list[Row]:
                 _warn(f"{run.name}: {name} is no task of Russian SuperGLUE and is left out")
                 continue
             drafts.setdefault(_key(run.record, task, group), _Draft(group)).tasks[base] = (run, task)
-    ordered = sorted(
-        ((_row(draft), key) for key, draft in drafts.items()), key=lambda pair: (*_rank(pair[0]), str(pair[1]))
-    )
-    return [row for row, _ in ordered]
+    return sorted((_row(draft) for draft in drafts.values()), key=_rank)  # of equal rows the older one first
 
 
 def _group(task: str) -> str:

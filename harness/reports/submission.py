@@ -164,7 +164,7 @@ def _flat_rows(task: str, samples: Iterable[SampleRecord]) -> list[dict[str, Any
     """{"idx", "label"} sorted by idx, which for RuCoS is the query's."""
     labels: dict[int, Any] = {}
     for sample in samples:
-        idx = _index(sample, "passage") if task == "rucos" else _whole(sample.idx)
+        idx = _index(sample, "query") if task == "rucos" else _whole(sample.idx)
         _put(labels, idx, _label(task, sample.prediction))
     return [{"idx": idx, "label": labels[idx]} for idx in sorted(labels)]
 
@@ -222,7 +222,7 @@ _SPELLED: dict[str, Callable[[str], Any]] = {"parus": LABELS["parus"].index, "mu
 
 def _count_warnings(answers: Mapping[str, _Answers]) -> list[str]:
     figures = [(task, len(answers[task].samples), OFFICIAL_SIZES[task][_TEST], "answers") for task in TASKS]
-    paragraphs = answers["muserc"].record.tasks[answers["muserc"].name].documents
+    paragraphs = len({sample.idx["paragraph"] for sample in answers["muserc"].samples})
     figures.append(("muserc", paragraphs, OFFICIAL_MUSERC_PARAGRAPHS[_TEST], "paragraphs"))
     return [
         f"{OFFICIAL_NAMES[task]} has {found} {what}, the official test split {official}: the site may refuse it"

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 
 from harness.scoring.encoding import ScoredSequence
 
-# A prefix gets a cache of its own if that saves at least this share of a full batch: a further forward pass costs some
-# tens of tokens on a CPU, and hundreds on a device that only large batches fill.
-MIN_SAVED_SHARE = 1 / 8
+# A further forward pass costs about as much as this share of a full batch (some tens of tokens on a CPU, hundreds on a
+# device that only large batches fill): a prefix gets a cache of its own if it saves more tokens, and a batch ends before
+# it holds more padding.
+PASS_COST_SHARE = 1 / 8
 # Rows of one batch repeat the keys and values of their prefix: this many prefix tokens a batch token are allowed.
 PREFIX_TOKENS_PER_BATCH_TOKEN = 16
 
@@ -200,7 +201,7 @@ def _collect(
     them, the others only read the same tokens.
     """
     predictions = carried + node.predictions
-    if (node.end - base) * (node.leaves - 1) >= MIN_SAVED_SHARE * batch_tokens:
+    if (node.end - base) * (node.leaves - 1) >= PASS_COST_SHARE * batch_tokens:
         whole = _Node(node.tokens, base, node.end, node.children, predictions, node.leaves)
         cut.cuts.append(_cut(whole, batch_tokens, base))
     elif not node.children:
@@ -215,13 +216,19 @@ def _batches(rows: list[_Row], prefix_length: int, batch_tokens: int) -> Iterato
     """Rows of like length together, the longest first, so that a lack of memory shows at once."""
     prefix_budget = batch_tokens * PREFIX_TOKENS_PER_BATCH_TOKEN
     batch: list[_Row] = []
+    padding = 0
     for row in sorted(rows, key=lambda row: -len(row.tokens)):
         if batch:
             longest = len(batch[0].tokens)
             size = len(batch) + 1
-            if size * longest > batch_tokens or size * prefix_length > prefix_budget:
+            padding += longest - len(row.tokens)
+            if (
+                size * longest > batch_tokens
+                or size * prefix_length > prefix_budget
+                or padding > PASS_COST_SHARE * batch_tokens
+            ):
                 yield batch
-                batch = []
+                batch, padding = [], 0
         batch.append(row)
     if batch:
         yield batch

@@ -1,0 +1,61 @@
+"""Prompts of instruction-tuned models: one BOS, the answer begins as without a template."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from lm_eval.tasks import TaskManager
+
+from adapters.torch_backend import load_torch
+from harness.errors import UserError
+from harness.evaluation.catalogue import TASK_DIR, choose, task_specification
+from harness.evaluation.language_model import PlannedModel
+from harness.evaluation.run import _uses_chat_template
+from tests.tiny_gemma import make_tiny_gemma
+
+# The shape of Gemma-3's own template: it writes the BOS itself and calls the assistant "model".
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}<start_of_turn>"
+    "{{ 'model' if message['role'] == 'assistant' else message['role'] }}\n{{ message['content'] | trim }}"
+    "<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def chat_model(tmp_path_factory: pytest.TempPathFactory) -> PlannedModel:
+    directory: Path = make_tiny_gemma(tmp_path_factory.mktemp("chat"), max_position_embeddings=4096)
+    (directory / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+    backend = load_torch("torch-cpu", directory, device="cpu", dtype="float32")
+    return PlannedModel(backend, 512)
+
+
+@pytest.mark.parametrize("shots", [0, 2])
+def test_a_chat_prompt_has_one_bos_and_a_space_before_the_choice(chat_model: PlannedModel, shots: int) -> None:
+    manager = TaskManager(
+        include_path=str(TASK_DIR / "rsg"), include_defaults=False, metadata={"data": "mini", "num_fewshot": shots}
+    )
+    task = manager.load([task_specification(choose(["terra"]))])["tasks"]["rsg_terra"]
+    task.set_config("num_fewshot", shots)
+    task.set_fewshot_seed(1)
+    task.build_all_requests(
+        apply_chat_template=True, fewshot_as_multiturn=True, chat_template=chat_model.apply_chat_template
+    )
+    tokenizer = chat_model.tokenizer
+    for instance in task.instances:
+        context, continuation = instance.args
+        assert continuation in (" да", " нет")
+        assert context.endswith("<start_of_turn>model\nОтвет:")
+        assert context.count("<start_of_turn>user") == shots + 1
+        ids = chat_model.encoder.encode(context + continuation)
+        assert ids.count(tokenizer.bos_token_id) == 1
+        assert tokenizer.convert_ids_to_tokens(ids[-1]) in ("▁да", "▁нет")
+
+
+def test_auto_uses_the_template_where_there_is_one(chat_model: PlannedModel, tmp_path: Path) -> None:
+    assert _uses_chat_template(chat_model.backend, "auto")
+    assert not _uses_chat_template(chat_model.backend, "off")
+    base = load_torch("torch-cpu", make_tiny_gemma(tmp_path), device="cpu", dtype="float32")
+    assert not _uses_chat_template(base, "auto")
+    with pytest.raises(UserError, match="no chat template"):
+        _uses_chat_template(base, "on")
