@@ -1,0 +1,124 @@
+"""The leaderboard as a page of Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from tabulate import tabulate
+
+from harness.data import TASKS
+from harness.data.official import DIRECTORIES as OFFICIAL_NAMES
+from harness.reports.leaderboard_rows import GROUPS, Leaderboard, Row, TaskFigure, machine_text
+from harness.reports.published import REFERENCE_NOTE, reference_cells
+from harness.reports.tables import MIB
+
+NAMES = [OFFICIAL_NAMES[task] for task in TASKS]
+COSTS = ["records/s", "memory at batch size 1, MiB", "peak memory, MiB", "weights, MiB"]
+HEADERS = ["model", "backend (weights)", "executed by", *NAMES, "score", *COSTS, "data"]
+MINI_NOTE = "The mini set is this project's own and small: it shows that all works, not how good a model is."
+LEGEND = """\
+- Figures: the official metric × 100. LiDiRus: Matthews correlation; RCB: mean of macro F1 and accuracy; MuSeRC: mean of
+  F1a and EM; RuCoS: mean of F1 and EM; the others: accuracy. –: did not run. ?: ran, but the answers are hidden.
+- Score: mean of the nine figures, only where all nine ran (leaderboard.json also has the mean of what ran). ±: one
+  standard error, from a bootstrap over each task's documents (MuSeRC: paragraphs), the tasks taken as independent.
+- Records/s and memory are defined after MOROCCO (Malykh et al. 2021, arXiv:2104.14314). Records/s: documents over the
+  seconds of scoring, the model's start subtracted; here over the row's own documents, not MOROCCO's 2000. –: measured
+  on several machines, or together with tasks asked in the other way.
+- Memory at batch size 1: after the model's start and one longest document alone. Peak memory: the most that a whole run
+  took. Both are the process's memory, or the GPU allocator's where there is one. Weights: their size as stored."""
+BORROWED = "- \\*: executed by torch: the quality is real, the speed and the memory are not MLX's."
+
+
+def page(board: Leaderboard) -> str:
+    parts = ["# Russian SuperGLUE leaderboard", "Made from the run records by `rsg-harness leaderboard`."]
+    machines = sorted({machine_text(run) for row in board.rows for run in row.runs})
+    for is_mini in (False, True):
+        for group, how in GROUPS.items():
+            rows = [row for row in board.rows if row.group == group and (row.data.source == "mini") == is_mini]
+            if rows:
+                parts.append(f"## {'Mini set' if is_mini else 'Russian SuperGLUE'}: {how}")
+                parts.extend([MINI_NOTE] if is_mini else [])
+                parts.extend([_table(HEADERS, [_cells(row, board, machines) for row in rows]), _caveats(rows)])
+    borrowed = [BORROWED] if any(row.is_mlx_by_torch for row in board.rows) else []
+    numbered = [f"- Machine{f' {n}' if len(machines) > 1 else ''}: {text}." for n, text in enumerate(machines, 1)]
+    parts.extend(
+        [
+            "## How to read this",
+            "\n".join([LEGEND, *borrowed, *numbered]),
+            "## Published figures",
+            REFERENCE_NOTE,
+            _table(*reference_cells()),
+        ]
+    )
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    clean = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    return tabulate(clean, headers=headers, tablefmt="github", disable_numparse=True)
+
+
+def _cells(row: Row, board: Leaderboard, machines: Sequence[str]) -> list[str]:
+    mark = "*" if row.is_mlx_by_torch else ""
+    score = "–" if row.score is None else f"{_percent(row.score)} ± {_percent(row.score_stderr)}"
+    speed = "–" if row.records_per_second is None else f"{row.records_per_second:.2f}{mark}"
+    memory = [f"{_mebibytes(size)}{mark if size else ''}" for size in (row.single_bytes, row.peak_bytes)]
+    weights = _mebibytes(row.model.weights_bytes)
+    figures = [_figure(row.tasks.get(task)) for task in TASKS]
+    executed = ", ".join([row.execution, row.device, row.dtype, *_where(row, machines)])
+    backend = f"{row.backend} ({row.model.weights})"
+    return [_model_name(row, board), backend, executed, *figures, score, speed, *memory, weights, _data(row)]
+
+
+def _model_name(row: Row, board: Leaderboard) -> str:
+    """With the start of its hash where several models have this name."""
+    hashes = {other.model.sha256 for other in board.rows if other.model.name == row.model.name}
+    return row.model.name if len(hashes) == 1 else f"{row.model.name} ({row.model.sha256[:8]})"
+
+
+def _where(row: Row, machines: Sequence[str]) -> list[str]:
+    """The machines by number, where there are several."""
+    numbers = sorted({machines.index(machine_text(run)) + 1 for run in row.runs})
+    return [f"machine {' and '.join(map(str, numbers))}"] if len(machines) > 1 else []
+
+
+def _data(row: Row) -> str:
+    limit = [f"at most {row.data.limit} a task"] if row.data.limit else []
+    shots = [f"{row.num_fewshot} examples shown"] if row.num_fewshot else []
+    return ", ".join(
+        [row.data.source, row.data.split, *limit, *shots, *(["chat template"] if row.chat_template else [])]
+    )
+
+
+def _figure(task: TaskFigure | None) -> str:
+    if task is None:
+        return "–"
+    return "?" if task.score is None else _percent(task.score)
+
+
+def _percent(value: float | None) -> str:
+    return f"{100 * (value or 0):.1f}"
+
+
+def _mebibytes(size: int | None) -> str:
+    return f"{size / MIB:.0f}" if size else "–"
+
+
+def _caveats(rows: Sequence[Row]) -> str:
+    """The prompts, and where rows of one table were not asked the same."""
+    lines = [
+        "Prompts: "
+        + "; ".join(f"{name} {', '.join(found)}" for name, found in _distinct(rows, lambda task: task.prompt))
+    ]
+    for source, split in sorted({(row.data.source, row.data.split) for row in rows}):
+        alike = [row for row in rows if (row.data.source, row.data.split) == (source, split)]
+        differing = [name for name, found in _distinct(alike, lambda task: task.data_sha256) if len(found) > 1]
+        if differing:
+            lines.append(f"The rows' {source} {split} documents differ in {', '.join(differing)}: do not compare these")
+    return "\n\n".join(f"{line}." for line in lines)
+
+
+def _distinct(rows: Sequence[Row], what: Callable[[TaskFigure], str]) -> list[tuple[str, list[str]]]:
+    """Official name of each task that ran -> the distinct values, in the rows' order."""
+    found = [(OFFICIAL_NAMES[name], [what(row.tasks[name]) for row in rows if name in row.tasks]) for name in TASKS]
+    return [(name, list(dict.fromkeys(values))) for name, values in found if values]

@@ -1,0 +1,242 @@
+"""From run records to the rows of the leaderboard.
+
+A row is a model on a backend, asked in one way. Runs that agree in all of that make one row: of each task the newest
+run counts.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from harness.data import TASKS
+from harness.errors import UserError
+from harness.evaluation.metrics import Estimate, mean_estimate
+from harness.evaluation.record import (
+    RESULTS,
+    DataRecord,
+    MemoryRecord,
+    ModelRecord,
+    RunRecord,
+    TaskRecord,
+    TimingRecord,
+    read_record,
+)
+from harness.reports.published import reference_rows
+
+SCHEMA_VERSION = 1
+# Group of tasks -> how they ask.
+GROUPS = {"rsg": "choices by log-probability", "rsg_gen": "generated answers"}
+GIB = 1024**3
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TaskFigure(TaskRecord):
+    """A task's record from the newest run that holds it. `score` None: its answers are hidden."""
+
+    stderr: float | None
+    run: str  # the directory's name
+
+
+class RowRun(_Model):
+    """A run that a row is made from: where, when and at what cost."""
+
+    directory: str
+    date: str
+    git_commit: str | None
+    machine: dict[str, Any]
+    seed: int
+    documents: int  # of all its tasks
+    timing: TimingRecord
+    memory: MemoryRecord
+
+
+class Row(_Model):
+    """A model on a backend, asked in one way."""
+
+    group: str
+    model: ModelRecord
+    backend: str
+    execution: str
+    device: str
+    dtype: str
+    data: DataRecord
+    num_fewshot: int
+    chat_template: bool
+    tasks: dict[str, TaskFigure]
+    score: float | None  # None unless all nine have a figure
+    score_stderr: float | None
+    score_interval: tuple[float, float] | None
+    mean: float | None  # of the tasks that have a figure
+    mean_stderr: float | None
+    records_per_second: float | None  # None: runs on several machines, or runs that asked in the other way as well
+    single_bytes: int | None
+    peak_bytes: int | None
+    is_mlx_by_torch: bool  # the speed and the memory are not MLX's
+    runs: tuple[RowRun, ...]
+
+
+class Leaderboard(_Model):
+    """leaderboard.json."""
+
+    schema_version: int = SCHEMA_VERSION
+    rows: tuple[Row, ...]
+    reference: tuple[dict[str, Any], ...]
+
+
+def build_leaderboard(results: Path) -> Leaderboard:
+    """The leaderboard of all records under `results`/runs; damaged ones are named on stderr and left out.
+
+    Raises:
+        UserError: there is no readable record.
+    """
+    return Leaderboard(rows=tuple(_rows(_read_runs(results))), reference=tuple(reference_rows()))
+
+
+@dataclass(frozen=True)
+class _Run:
+    name: str
+    record: RunRecord
+
+
+@dataclass
+class _Draft:
+    """A row in the making: base name of a task -> the newest run so far."""
+
+    group: str
+    tasks: dict[str, tuple[_Run, TaskRecord]] = field(default_factory=dict)
+
+
+def _read_runs(results: Path) -> list[_Run]:
+    """All readable records, oldest first."""
+    directories = sorted(path.parent for path in (results / "runs").glob(f"*/{RESULTS}"))
+    runs = []
+    for directory in directories:
+        try:
+            runs.append(_Run(directory.name, read_record(directory)))
+        except UserError as error:
+            _warn(f"{directory.name} is left out: {error.message}")
+    if not runs:
+        found = f"{results / 'runs'} holds no finished run"
+        if directories:
+            found = f"none of the {len(directories)} records in {results / 'runs'} can be read"
+        raise UserError(found, "`rsg-harness run` makes one; --results names another directory")
+    return sorted(runs, key=lambda run: (run.record.date, run.name))
+
+
+def _warn(text: str) -> None:
+    print(f"rsg-harness: warning: {text}", file=sys.stderr)
+
+
+def _rows(runs: Sequence[_Run]) -> list[Row]:
+    """Best score first, then most tasks, then best mean."""
+    drafts: dict[tuple[Any, ...], _Draft] = {}
+    for run in runs:
+        for name, task in run.record.tasks.items():
+            group, base = _group(name), name.removeprefix("gen_")
+            if base not in TASKS:
+                _warn(f"{run.name}: {name} is no task of Russian SuperGLUE and is left out")
+                continue
+            drafts.setdefault(_key(run.record, task, group), _Draft(group)).tasks[base] = (run, task)
+    return sorted((_row(draft) for draft in drafts.values()), key=_rank)  # of equal rows the older one first
+
+
+def _group(task: str) -> str:
+    return "rsg_gen" if task.startswith("gen_") else "rsg"
+
+
+def _key(record: RunRecord, task: TaskRecord, group: str) -> tuple[Any, ...]:
+    """What runs must agree in to make one row."""
+    model, data = record.model, record.data
+    return (
+        (model.name, model.sha256, model.weights),
+        (record.backend, record.execution, record.device, record.dtype),
+        (data.source, data.split, data.limit),
+        (group, task.num_fewshot, record.chat_template),
+    )
+
+
+def _rank(row: Row) -> tuple[float, ...]:
+    best_first = [-2.0 if value is None else value for value in (row.score, row.mean)]
+    return -best_first[0], -len(_estimates(row.tasks.values())), -best_first[1]
+
+
+def _row(draft: _Draft) -> Row:
+    tasks = {name: _task_figure(*draft.tasks[name]) for name in TASKS if name in draft.tasks}
+    runs = sorted(
+        {run.name: run for run, _ in draft.tasks.values()}.values(), key=lambda run: (run.record.date, run.name)
+    )
+    newest = runs[-1].record
+    estimates = _estimates(tasks.values())
+    mean = mean_estimate(estimates) if estimates else None
+    score = mean if len(estimates) == len(TASKS) else None
+    return Row(
+        group=draft.group,
+        model=newest.model,
+        backend=newest.backend,
+        execution=newest.execution,
+        device=newest.device,
+        dtype=newest.dtype,
+        data=newest.data,
+        num_fewshot=next(iter(draft.tasks.values()))[1].num_fewshot,
+        chat_template=newest.chat_template,
+        tasks=tasks,
+        score=score.value if score else None,
+        score_stderr=score.stderr if score else None,
+        score_interval=score.interval if score else None,
+        mean=mean.value if mean else None,
+        mean_stderr=mean.stderr if mean else None,
+        records_per_second=_speed(runs, draft.group),
+        # 0 where it was not measured: generated answers, resumed runs.
+        single_bytes=max(run.record.memory.single_bytes for run in runs) or None,
+        peak_bytes=max(run.record.memory.peak_bytes for run in runs) or None,
+        is_mlx_by_torch=newest.execution == "torch" and newest.backend.startswith("mlx"),
+        runs=tuple(_row_run(run) for run in runs),
+    )
+
+
+def _task_figure(run: _Run, task: TaskRecord) -> TaskFigure:
+    main = task.metrics.get("rsg")
+    return TaskFigure(**task.model_dump(), stderr=main.stderr if main else None, run=run.name)
+
+
+def _row_run(run: _Run) -> RowRun:
+    record = run.record
+    documents = sum(task.documents for task in record.tasks.values())
+    kept = record.model_dump(include=set(RowRun.model_fields))
+    return RowRun(directory=run.name, documents=documents, **kept)
+
+
+def _estimates(figures: Iterable[TaskFigure]) -> list[Estimate]:
+    """The tasks that have a figure. Their own intervals do not enter the mean's."""
+    return [
+        Estimate(figure.score, figure.stderr or 0.0, (figure.score, figure.score))
+        for figure in figures
+        if figure.score is not None
+    ]
+
+
+def _speed(runs: Sequence[_Run], group: str) -> float | None:
+    """Documents over seconds of scoring, of all runs together."""
+    costs = [_row_run(run) for run in runs]
+    asked = {_group(name) for run in runs for name in run.record.tasks}
+    seconds = sum(cost.timing.scoring_seconds for cost in costs)
+    if len({machine_text(cost) for cost in costs}) > 1 or asked != {group} or not seconds:
+        return None
+    return sum(cost.documents for cost in costs) / seconds
+
+
+def machine_text(run: RowRun) -> str:
+    known = run.machine
+    memory = f"{(known.get('memory_bytes') or 0) / GIB:.0f} GiB"
+    return ", ".join(
+        [known.get("processor") or "unknown processor", f"{known.get('cores')} cores", memory, str(known.get("system"))]
+    )

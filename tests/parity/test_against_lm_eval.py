@@ -1,0 +1,225 @@
+"""Our model against lm-eval's own `hf` model and a plain forward pass: the same documents, the same figures."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lm_eval.evaluator import evaluate
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from adapters.torch_backend import load_torch
+from harness.data import TASKS
+from harness.evaluation.catalogue import GROUPS, TASK_DIR
+from harness.evaluation.language_model import PlannedModel
+from harness.models import embedded_version, resolve_model
+from harness.quiet import quiet_libraries
+from tests.tiny_gemma import make_tiny_gemma
+
+TOLERANCE = 1e-3  # natural logarithms, float32
+DOCUMENTS = 4  # of a task: answers of MuSeRC, queries of RuCoS
+SEED = 1234
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One request group of one document: what was asked and what the model answered."""
+
+    task: str
+    arguments: list[tuple[str, Any]]
+    responses: list[Any]  # (log-probability, greedy) of every choice, or the text
+    prediction: Any
+
+
+def answered(lm: Any, names: Sequence[str], num_fewshot: int, data: str, **which: Any) -> list[Answered]:
+    """Runs lm-eval on tasks.
+
+    Args:
+        lm: lm-eval's model.
+        names: full names of tasks.
+        num_fewshot: examples shown.
+        data: as for --data.
+        which: lm-eval's `limit` or `samples`.
+    """
+    with quiet_libraries():
+        manager = TaskManager(
+            include_path=[str(TASK_DIR / group) for group in GROUPS],
+            include_defaults=False,
+            metadata={"data": data, "seed": SEED},
+        )
+        loaded = manager.load(list(names))
+        for task in loaded["tasks"].values():
+            task.set_config("num_fewshot", num_fewshot)
+            task.set_fewshot_seed(SEED)
+        results = evaluate(lm=lm, task_dict=loaded, bootstrap_iters=0, **which)
+    assert results is not None
+    return [
+        Answered(
+            name,
+            [tuple(arguments.values()) for arguments in sample["arguments"].values()]
+            if isinstance(sample["arguments"], dict)
+            else list(sample["arguments"]),
+            sample["filtered_resps"],
+            sample["rsg"].prediction,
+        )
+        for name in names
+        for sample in results["samples"][name]
+    ]
+
+
+def largest_difference(ours: Sequence[Answered], theirs: Sequence[Answered]) -> float:
+    """Over the log-probabilities; everything else must be equal."""
+    assert len(ours) == len(theirs) > 0
+    largest = 0.0
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.arguments == other.arguments
+        assert mine.prediction == other.prediction
+        assert [greedy for _, greedy in mine.responses] == [bool(greedy) for _, greedy in other.responses]
+        differences = [
+            abs(a - b) for (a, _), (b, _) in zip(mine.responses, other.responses, strict=True)
+        ]
+        largest = max(largest, *differences)
+    return largest
+
+
+# --- a tiny model, all nine tasks -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # Its tokens are nearly letters, so the prompts are long; two end tokens as in the instruction-tuned models.
+    return make_tiny_gemma(
+        tmp_path_factory.mktemp("gemma"), num_hidden_layers=4, max_position_embeddings=8192, eos_token_id=[1, 5]
+    )
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def tiny_ours(tiny: Path, one_thread: None) -> PlannedModel:
+    return PlannedModel(load_torch("torch-cpu", tiny, device="cpu", dtype="float32"), batch_tokens=1024)
+
+
+@pytest.fixture(scope="module")
+def tiny_theirs(tiny: Path, one_thread: None) -> HFLM:
+    with quiet_libraries():
+        return HFLM(pretrained=str(tiny), dtype="float32", device="cpu", batch_size=4)
+
+
+def test_both_read_the_same_tokens(tiny_ours, tiny_theirs):
+    """lm-eval loads the tokenizer by AutoTokenizer, we from tokenizer.json."""
+    for text in ("Текст: «Ёж», 12 км.\n\nОтвет:", " да", "да нет  Да", "🦔"):
+        assert tiny_ours.encoder.encode(text) == tiny_theirs.tok_encode(text, add_special_tokens=True)
+
+
+@pytest.mark.parametrize("num_fewshot", [0, 2])
+def test_a_tiny_model_gives_the_log_probabilities_of_lm_eval_on_all_nine_tasks(tiny_ours, tiny_theirs, num_fewshot):
+    names = [f"rsg_{task}" for task in TASKS]
+    ours = answered(tiny_ours, names, num_fewshot, "mini", limit=DOCUMENTS)
+    theirs = answered(tiny_theirs, names, num_fewshot, "mini", limit=DOCUMENTS)
+    difference = largest_difference(ours, theirs)
+    print(f"{num_fewshot}-shot: {len(ours)} documents, largest difference {difference:.1e}")
+    assert difference < TOLERANCE
+    assert not any(tiny_ours.truncated.values())
+
+
+@pytest.mark.parametrize("num_fewshot", [0, 2])
+def test_a_tiny_model_writes_the_texts_of_lm_eval_on_all_nine_tasks(tiny_ours, tiny_theirs, num_fewshot):
+    names = [f"rsg_gen_{task}" for task in TASKS]
+    ours = answered(tiny_ours, names, num_fewshot, "mini", limit=DOCUMENTS)
+    theirs = answered(tiny_theirs, names, num_fewshot, "mini", limit=DOCUMENTS)
+    assert [one.arguments for one in ours] == [one.arguments for one in theirs]
+    assert [one.responses for one in ours] == [one.responses for one in theirs]
+    assert [one.prediction for one in ours] == [one.prediction for one in theirs]
+    assert len({one.responses[0] for one in ours}) > 1
+
+
+# --- the real model, real documents -----------------------------------------------------------------------------------
+
+REAL_DOCUMENTS = 3
+REAL_TASKS = tuple(task for task in TASKS if task != "rucos")  # RuCoS passages are too long for a test
+
+
+@pytest.fixture(scope="module")
+def real_data() -> str:
+    directory = os.environ.get("RSG_DATA")
+    if not directory:
+        pytest.skip("RSG_DATA does not name the official data")
+    return str(Path(directory).resolve())
+
+
+@pytest.fixture(scope="module")
+def real_model(real_data: str) -> Path:
+    if embedded_version() is None:
+        pytest.skip("the package of the embedded model is not installed")
+    return resolve_model("embedded").path
+
+
+def short_documents(name: str, data: str) -> list[int]:
+    """Numbers of the documents with the shortest prompts."""
+    with quiet_libraries():
+        manager = TaskManager(
+            include_path=[str(TASK_DIR / "rsg")], include_defaults=False, metadata={"data": data, "num_fewshot": 0}
+        )
+        task: Any = manager.load([name])["tasks"][name]
+    lengths = [len(task.doc_to_text(doc)) for doc in task.eval_docs]
+    return sorted(np.argsort(lengths, kind="stable")[:REAL_DOCUMENTS].tolist())
+
+
+def plain_logprob(model: Any, tokenizer: Any, context: str, continuation: str) -> tuple[float, bool]:
+    """log P(continuation | context) by one forward pass over the whole text."""
+    bare = context.rstrip()
+    whole = tokenizer(bare + context[len(bare) :] + continuation).input_ids
+    start = len(tokenizer(bare).input_ids)
+    assert whole[0] == tokenizer.bos_token_id != whole[1]
+    with torch.no_grad():
+        table = model(torch.tensor([whole]), use_cache=False).logits[0].log_softmax(-1)
+    places = range(start, len(whole))
+    return (
+        sum(table[place - 1, whole[place]].item() for place in places),
+        all(table[place - 1].argmax().item() == whole[place] for place in places),
+    )
+
+
+def test_the_real_model_agrees_on_real_documents(real_model, real_data):
+    started = time.monotonic()
+    names = [f"rsg_{task}" for task in REAL_TASKS]
+    chosen = {name: short_documents(name, real_data) for name in names}
+    backend = load_torch("torch-cpu", real_model, device="cpu", dtype="float32")
+    ours = answered(PlannedModel(backend, backend.info.batch_tokens), names, 0, real_data, samples=chosen)
+    del backend
+    assert len(ours) == REAL_DOCUMENTS * len(REAL_TASKS)
+
+    model: Any = AutoModelForCausalLM.from_pretrained(real_model, dtype=torch.float32, attn_implementation="eager")
+    tokenizer = AutoTokenizer.from_pretrained(real_model)
+    plain = []
+    for one in ours:
+        responses = [plain_logprob(model.eval(), tokenizer, *pair) for pair in one.arguments]
+        best = int(np.argmax([logprob for logprob, _ in responses]))
+        plain.append(Answered(one.task, one.arguments, responses, best))
+    to_plain = largest_difference(ours, plain)
+
+    with quiet_libraries():
+        hugging_face = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=2)
+    theirs = answered(hugging_face, names, 0, real_data, samples=chosen)
+    to_lm_eval = largest_difference(ours, theirs)
+    print(
+        f"{len(ours)} documents: largest difference from a plain forward pass {to_plain:.1e}, "
+        f"from lm-eval's model {to_lm_eval:.1e}; {time.monotonic() - started:.0f} s"
+    )
+    assert max(to_plain, to_lm_eval) <= TOLERANCE
