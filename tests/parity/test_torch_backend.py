@@ -384,7 +384,9 @@ def test_a_tiny_top_p_leaves_only_the_greedy_token(backend, random_sequence):
 def test_generation_ends_at_an_end_token(directory, tmp_path, random_sequence):
     prompt = random_sequence(20)
     free = load_torch("torch-cpu", directory, device="cpu", dtype="float32")
-    ids = free.model.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False, pad_token_id=0)[0][20:].tolist()
+    ids = free.model.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False, pad_token_id=0)[0][
+        20:
+    ].tolist()
     end = next(token for token in ids[3:] if token not in ids[:3] and token > 5)
     tied = free.model.config.tie_word_embeddings
     ending = load_torch(

@@ -90,7 +90,9 @@ def test_texts_that_say_neither_are_not_read(choices, text):
 
 
 @pytest.mark.parametrize("choices", [YES_NO, NO_YES])
-@pytest.mark.parametrize("text", ["да или нет", "Да или нет?", "нет или да", "Да/нет", "Ответьте одним словом: да или нет."])
+@pytest.mark.parametrize(
+    "text", ["да или нет", "Да или нет?", "нет или да", "Да/нет", "Ответьте одним словом: да или нет."]
+)
 def test_an_echo_of_the_question_that_names_both_is_not_read(choices, text):
     assert parse_choice(text, choices) is None
 
@@ -102,7 +104,9 @@ def test_of_course_not_is_a_no(choices, text):
 
 
 @pytest.mark.parametrize("choices", [YES_NO, NO_YES])
-@pytest.mark.parametrize("text", ["Верно ли это? Нет", "Следует ли утверждение из текста? Нет.", "Правда ли это? Нет, неправда."])
+@pytest.mark.parametrize(
+    "text", ["Верно ли это? Нет", "Следует ли утверждение из текста? Нет.", "Правда ли это? Нет, неправда."]
+)
 def test_the_question_repeated_is_not_its_answer(choices, text):
     assert parse_choice(text, choices) == choices.index("нет")
 
@@ -114,7 +118,8 @@ def test_not_quite_right_is_never_a_yes(choices, text):
 
 
 @pytest.mark.parametrize(
-    ("text", "answer"), [("Верен", "да"), ("Верен.", "да"), ("Неверен", "нет"), ("Не верен", "нет"), ("Этот вариант верен", "да")]
+    ("text", "answer"),
+    [("Верен", "да"), ("Верен.", "да"), ("Неверен", "нет"), ("Не верен", "нет"), ("Этот вариант верен", "да")],
 )
 def test_the_word_that_the_question_itself_uses_answers_it(text, answer):
     """MuSeRC asks «Верен ли этот вариант?»."""
@@ -162,7 +167,9 @@ def test_numbers_are_read(text, answer):
     assert parse_choice(text, NUMBERS) == NUMBERS.index(answer)
 
 
-@pytest.mark.parametrize("text", ["3", "12", "21", "", "Пошёл дождь", "1000", "Ни один", "1 или 2", "Ответьте одной цифрой: 1 или 2."])
+@pytest.mark.parametrize(
+    "text", ["3", "12", "21", "", "Пошёл дождь", "1000", "Ни один", "1 или 2", "Ответьте одной цифрой: 1 или 2."]
+)
 def test_texts_that_name_no_number_or_offer_both_are_not_read(text):
     assert parse_choice(text, NUMBERS) is None
 
@@ -196,7 +203,9 @@ def test_any_text_gives_a_choice_or_none(text, choices):
     assert parse_choice(f"  {text.upper()}\n", choices) == parse_choice(text.upper(), choices)
 
 
-@given(answer=st.sampled_from(THREE), before=st.text("«\"'(*-— \n", max_size=4), after=st.text("».,!)*\"' \n", max_size=4))
+@given(
+    answer=st.sampled_from(THREE), before=st.text("«\"'(*-— \n", max_size=4), after=st.text("».,!)*\"' \n", max_size=4)
+)
 def test_case_and_punctuation_around_an_answer_do_not_matter(answer, before, after):
     for text in (answer, answer.upper(), answer.capitalize()):
         assert parse_choice(before + text + after, THREE) == THREE.index(answer)
@@ -226,7 +235,9 @@ def test_an_entity_is_found_in_a_text(text, entity):
     assert parse_entity(text, ENTITIES) == entity
 
 
-@pytest.mark.parametrize("text", ["«Россия»", "«Россия».", "Ответ: «Россия»", "“Россия”", "Россия…", "— Россия", "Россия — страна"])
+@pytest.mark.parametrize(
+    "text", ["«Россия»", "«Россия».", "Ответ: «Россия»", "“Россия”", "Россия…", "— Россия", "Россия — страна"]
+)
 def test_russian_quotation_marks_and_dashes_do_not_hide_an_entity(text):
     assert parse_entity(text, ENTITIES) == "Россия"
 
@@ -250,8 +261,14 @@ def test_a_passage_without_entities_leaves_the_text():
 
 @pytest.mark.parametrize(
     ("logprobs", "best", "tied"),
-    [([-1.0, -2.0], 0, False), ([-2.0, -1.0, -3.0], 1, False), ([-1.0, -1.0], 0, True), ([-3.0, -1.0, -1.0], 1, True),
-     ([-1.0, -3.0, -3.0], 0, False), ([-1.0], 0, False)],
+    [
+        ([-1.0, -2.0], 0, False),
+        ([-2.0, -1.0, -3.0], 1, False),
+        ([-1.0, -1.0], 0, True),
+        ([-3.0, -1.0, -1.0], 1, True),
+        ([-1.0, -3.0, -3.0], 0, False),
+        ([-1.0], 0, False),
+    ],
 )
 def test_the_most_probable_choice_is_taken_and_ties_are_seen(logprobs, best, tied):
     assert pick_choice(logprobs) == best

@@ -274,7 +274,9 @@ def unlike_paragraphs() -> list[Item]:
         for question in range(int(generator.integers(1, 6))):
             for _ in range(int(generator.integers(2, 5))):
                 gold = int(generator.integers(0, 2))
-                items.append(Item(paragraph, gold, gold if generator.random() < ease else 1 - gold, (paragraph, question)))
+                items.append(
+                    Item(paragraph, gold, gold if generator.random() < ease else 1 - gold, (paragraph, question))
+                )
     return items
 
 

@@ -311,8 +311,10 @@ def test_a_single_row_that_does_not_fit_is_a_user_error(backend, sequences):
 
 @pytest.mark.parametrize("bad", [np.nan, -np.inf, np.inf])
 def test_a_number_that_is_none_names_the_sequence(backend, sequences, bad):
-    rare = [ScoredSequence((*sequence.tokens[:-1], 400 + index), len(sequence.tokens) - 1)
-            for index, sequence in enumerate(sequences)]
+    rare = [
+        ScoredSequence((*sequence.tokens[:-1], 400 + index), len(sequence.tokens) - 1)
+        for index, sequence in enumerate(sequences)
+    ]
     damaged = WatchedBackend(backend, damage=lambda logprobs, tokens: np.where(tokens == 417, bad, logprobs))
     with pytest.raises(NotFinite) as caught:
         Scorer(damaged).score(make_plan(rare, 160), rare)

@@ -27,7 +27,7 @@ def filled(path: Path, units: int = 400) -> Path:
     with ProgressStore(path) as store:
         store.put_settings({"seed": 1})
         store.put_units("plan", {number: unit(*np.linspace(-5, 0, 50)) for number in range(units)})
-        store.put_texts("plan", {number: "да" * 100 for number in range(units)})
+        store.put_texts("plan", dict.fromkeys(range(units), "да" * 100))
     return path
 
 
@@ -126,7 +126,9 @@ def test_a_store_that_another_process_holds_is_a_user_error(tmp_path):
         other.close()
 
 
-@pytest.mark.parametrize("content", [b"not a database at all, and long enough to be read as one" * 20, b"SQLite format 3\x00"])
+@pytest.mark.parametrize(
+    "content", [b"not a database at all, and long enough to be read as one" * 20, b"SQLite format 3\x00"]
+)
 def test_a_file_that_is_no_store_is_a_user_error(tmp_path, content):
     path = tmp_path / "store"
     path.write_bytes(content)

@@ -79,7 +79,8 @@ def test_plain_lm_eval_loads_a_task_by_its_full_name(name):
     task = manager().load([full_name])["tasks"][full_name]
     assert len(task.eval_docs) >= 24
     assert task.config.metadata["data"] == "mini"
-    assert task.OUTPUT_TYPE == ("generate_until" if FILES[name].group == "rsg_gen" else "multiple_choice")
+    expected = "generate_until" if FILES[name].group == "rsg_gen" else "multiple_choice"
+    assert task.OUTPUT_TYPE == expected
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -154,11 +155,14 @@ def test_the_right_choice_stands_at_the_index_of_the_label(name, prompt):
             case "russe":
                 assert chosen in (("нет", "разные значения"), ("да", "одно и то же значение"))[label]
             case "rcb":
-                assert chosen in (
-                    ("да", "следует"),
-                    ("нет", "противоречит"),
-                    ("неизвестно", "не связана", "возможно"),
-                )[label]
+                assert (
+                    chosen
+                    in (
+                        ("да", "следует"),
+                        ("нет", "противоречит"),
+                        ("неизвестно", "не связана", "возможно"),
+                    )[label]
+                )
             case "parus":
                 assert chosen.lower() in (str(label + 1), doc[f"choice{label + 1}"].lower())
             case "rucos":
@@ -437,7 +441,9 @@ def test_broken_yaml_is_named_with_its_file_and_line(changed, old, new):
 
 
 @pytest.mark.parametrize(
-    "key", ["task: rsg_terra", "dataset_kwargs: {task: terra}", "  default_prompt: statement"], ids=lambda key: key.strip()
+    "key",
+    ["task: rsg_terra", "dataset_kwargs: {task: terra}", "  default_prompt: statement"],
+    ids=lambda key: key.strip(),
 )
 def test_a_missing_key_is_a_user_error(changed, key):
     with pytest.raises(UserError, match=r"terra\.yaml"):
