@@ -160,17 +160,31 @@ def choose(tasks: Sequence[str], prompt: str | None = None, directory: Path = TA
     if not chosen:
         raise UserError("no task named", f"tasks: {', '.join(files)}")
     order = [name for name in files if name in chosen]
-    return [ChosenTask(files[name], _prompt_of(files[name], prompt)) for name in order]
+    prompts = _prompts_by_task(prompt, order)
+    return [ChosenTask(files[name], _prompt_of(files[name], prompts.get(name))) for name in order]
 
 
-def _prompt_of(file: TaskFile, prompt: str | None) -> str:
+def _prompts_by_task(prompt: str | None, tasks: Sequence[str]) -> dict[str, str]:
+    """What --prompt asks of each task: one name for all, or TASK=NAME pairs."""
     if not prompt:
-        return file.prompts[0]
-    wanted = prompt
-    if "=" in prompt:
-        pairs = dict(pair.split("=", 1) for pair in prompt.split(",") if "=" in pair)
-        wanted = pairs.get(file.name, file.prompts[0])
-    if wanted == "default":
+        return {}
+    if "=" not in prompt:
+        return dict.fromkeys(tasks, prompt)
+    prompts: dict[str, str] = {}
+    for pair in prompt.split(","):
+        task, equals, name = pair.strip().partition("=")
+        short = task.lower().removeprefix("rsg_")
+        if not equals or short not in tasks:
+            raise UserError(
+                f"--prompt {pair.strip()!r} names no task of this run",
+                nearest_hint(short, tasks, "give TASK=NAME pairs, tasks"),
+            )
+        prompts[short] = name
+    return prompts
+
+
+def _prompt_of(file: TaskFile, wanted: str | None) -> str:
+    if wanted is None or wanted == "default":
         return file.prompts[0]
     if wanted not in file.prompts:
         raise UserError(

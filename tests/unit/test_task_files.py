@@ -354,10 +354,14 @@ def test_no_task_at_all_is_refused():
 
 
 def test_prompts_are_chosen_for_all_or_for_single_tasks():
-    assert [task.prompt for task in choose(["terra", "rcb"])] == ["statement", "statement"]
+    assert [task.prompt for task in choose(["terra", "parus"])] == ["sentence", "statement"]
     assert [task.prompt for task in choose(["terra"], "truth")] == ["truth"]
     chosen = choose(["terra", "rcb", "russe"], "terra=then,rcb=default")
-    assert {task.file.name: task.prompt for task in chosen} == {"rcb": "statement", "terra": "then", "russe": "sense"}
+    assert {task.file.name: task.prompt for task in chosen} == {
+        "rcb": "relation",
+        "terra": "then",
+        "russe": "dictionary",
+    }
 
 
 @pytest.mark.parametrize("prompt", ["trut", "terra=trut"])
