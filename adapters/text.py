@@ -45,9 +45,7 @@ class GrowingAnswer:
                 self._report(text)
 
 
-def growing_answers(
-    count: int, stop: Sequence[str], on_text: Callable[[int, str], None] | None
-) -> list[GrowingAnswer]:
+def growing_answers(count: int, stop: Sequence[str], on_text: Callable[[int, str], None] | None) -> list[GrowingAnswer]:
     """An answer for each prompt of a batch; `on_text` gets its number and its text."""
     return [GrowingAnswer(stop, functools.partial(on_text, index) if on_text else None) for index in range(count)]
 

@@ -149,7 +149,8 @@ def _progress_bars() -> Iterator[Callable[[str, int], Callable[[int], object]]]:
 def _run(args: argparse.Namespace) -> None:
     # The libraries' own bars, which tqdm reads this for when it is first imported, would only hide ours.
     os.environ.setdefault("TQDM_DISABLE", "1")
-    from harness.evaluation.run import RunOptions, run
+    from harness.evaluation.options import RunOptions
+    from harness.evaluation.run import run
     from harness.reports.tables import run_table
 
     options = RunOptions(

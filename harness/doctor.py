@@ -23,7 +23,7 @@ from harness.data import TASKS
 from harness.data.official import DIRECTORIES as OFFICIAL_NAMES
 from harness.evaluation import provenance
 from harness.evaluation.record import RESULTS
-from harness.evaluation.run import RUNS_DIR
+from harness.evaluation.resume import RUNS_DIR
 from harness.models import EMBEDDED_PACKAGE, embedded_version
 
 DISTRIBUTION = "rsg-harness"

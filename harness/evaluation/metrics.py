@@ -222,6 +222,11 @@ def _cluster_counts(metric: Metric, items: Sequence[Item]) -> np.ndarray:
     return np.array([metric.counts(members) for members in clusters.values()])
 
 
+def has_examples(metric: Metric, items: Sequence[Item]) -> bool:
+    """False where no item counts for the metric, as for a linguistic category that none of them tests."""
+    return bool(_cluster_counts(metric, items).any())
+
+
 def compute(metric: Metric, items: Sequence[Item]) -> float:
     """The metric's value over all items."""
     return float(metric.value(_cluster_counts(metric, items).sum(0)))

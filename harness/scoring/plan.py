@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from harness.scoring.encoding import ScoredSequence
 
 # A further forward pass costs about as much as this share of a full batch (some tens of tokens on a CPU, hundreds on a
-# device that only large batches fill): a prefix gets a cache of its own if it saves more tokens, and a batch ends before
-# it holds more padding.
+# device that only large batches fill): a prefix gets a cache of its own if it saves more tokens, and a batch ends
+# before it holds more padding.
 PASS_COST_SHARE = 1 / 8
 # Rows of one batch repeat the keys and values of their prefix: this many prefix tokens a batch token are allowed.
 PREFIX_TOKENS_PER_BATCH_TOKEN = 16

@@ -85,11 +85,20 @@ def test_a_finished_run_leaves_nothing_but_its_record(finished: Path) -> None:
     assert sorted(path.name for path in finished.iterdir()) == ["results.json", "samples.jsonl"]
 
 
-def test_resuming_a_finished_run_prints_it_again(finished: Path, rsg_harness: Command, tiny_model: Path) -> None:
+def test_a_finished_run_is_not_overwritten_and_resuming_it_prints_it_again(
+    finished: Path, rsg_harness: Command, tiny_model: Path
+) -> None:
     before = (finished / "results.json").read_bytes()
-    done = rsg_harness("run", "--output", finished)
-    assert done.returncode == 2
-    assert "already holds a finished run" in done.stderr
+    arguments = ["run", "--model", tiny_model, "--output", finished, *MANY_UNITS]
+    refused = rsg_harness(*arguments)
+    assert refused.returncode == 2
+    assert "already holds a finished run" in refused.stderr
+    other = rsg_harness(*arguments, "--resume", "--seed", "5")
+    assert other.returncode == 2
+    assert "finished run with other settings" in other.stderr
+    again = rsg_harness(*arguments, "--resume")
+    assert again.returncode == 0, again.stderr
+    assert "mean of the nine tasks" in again.stdout
     assert (finished / "results.json").read_bytes() == before
 
 

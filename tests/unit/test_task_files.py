@@ -80,7 +80,7 @@ def test_plain_lm_eval_loads_a_task_by_its_full_name(name):
     assert len(task.eval_docs) >= 24
     assert task.config.metadata["data"] == "mini"
     expected = "generate_until" if FILES[name].group == "rsg_gen" else "multiple_choice"
-    assert task.OUTPUT_TYPE == expected
+    assert expected == task.OUTPUT_TYPE
 
 
 @pytest.mark.parametrize("name", FILES)
