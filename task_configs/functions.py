@@ -13,26 +13,12 @@ from typing import Any
 
 from lm_eval.api.samplers import ContextSampler
 
-from harness.data import Split, load_split
-from harness.data.sampling import draw_shots, sample_documents
+from harness.data import cached_split
+from harness.data.sampling import draw_shots, fewshot_pool, sample_documents
 from harness.evaluation.answers import parse_choice, parse_entity, pick_choice, to_item
 from harness.evaluation.metrics import METRICS, Item, compute
 
 FEWSHOT_SEED = 1234  # lm-eval's own default
-
-
-@functools.lru_cache(maxsize=32)
-def cached_split(task: str, split: str, source: str) -> Split:
-    """A split, read once in a process."""
-    return load_split(task, split, source)
-
-
-def fewshot_pool(task: str, source: str) -> list[dict[str, Any]]:
-    """Train documents to draw few-shot examples from. LiDiRus has none: it borrows TERRa's, which ask the same."""
-    if task != "lidirus":
-        return [document.row() for document in cached_split(task, "train", source).documents]
-    rows = [document.row() for document in cached_split("terra", "train", source).documents]
-    return [{"sentence1": row["premise"], "sentence2": row["hypothesis"], **row} for row in rows]
 
 
 def load_dataset(

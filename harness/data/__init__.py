@@ -9,6 +9,7 @@ from harness.data.schema import DOCUMENTS, LABELS, TASKS, Document
 from harness.data.sources import (
     SPLITS,
     Split,
+    cached_split,
     document_key,
     fingerprint,
     load_split,
@@ -21,6 +22,7 @@ __all__ = [
     "TASKS",
     "Document",
     "Split",
+    "cached_split",
     "document_key",
     "fingerprint",
     "load_split",

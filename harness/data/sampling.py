@@ -7,9 +7,17 @@ import random
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-from harness.data.sources import document_key
+from harness.data.sources import cached_split, document_key
 
 Row = dict[str, Any]
+
+
+def fewshot_pool(task: str, source: str) -> list[Row]:
+    """Train documents to draw few-shot examples from. LiDiRus has none: it borrows TERRa's, which ask the same."""
+    if task != "lidirus":
+        return [document.row() for document in cached_split(task, "train", source).documents]
+    rows = [document.row() for document in cached_split("terra", "train", source).documents]
+    return [{"sentence1": row["premise"], "sentence2": row["hypothesis"], **row} for row in rows]
 
 
 def sample_documents(rows: Sequence[Row], limit: int, seed: int) -> list[Row]:

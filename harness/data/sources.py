@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import json
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -73,6 +74,10 @@ def load_split(task: str, split: str, source: str) -> Split:
     documents, description = _load(task, split, source)
     warnings = () if source == "mini" else _size_warnings(task, split, documents)
     return Split(task, split, description, documents, fingerprint(documents), warnings)
+
+
+# For callers that need a split more than once in a process; the files are taken not to change meanwhile.
+cached_split = functools.lru_cache(maxsize=32)(load_split)
 
 
 def _load(task: str, split: str, source: str) -> tuple[tuple[Document, ...], str]:

@@ -9,7 +9,8 @@ from pathlib import Path
 from adapters.base import Backend
 from adapters.registry import load_backend, parse_backend_args
 from harness.cache import cache_dir
-from harness.data import Split
+from harness.data import Split, cached_split
+from harness.data.sampling import fewshot_pool
 from harness.errors import UserError
 from harness.evaluation.catalogue import GROUPS, TASK_DIR, ChosenTask, choose, task_specification
 from harness.evaluation.language_model import PlannedModel, uses_chat_template
@@ -91,8 +92,6 @@ def run(
 
 def _load_splits(chosen: list[ChosenTask], options: RunOptions, say: Callable[[str], None]) -> dict[str, Split]:
     """The documents of every task, read before the model is, so that damaged data cost no waiting."""
-    from task_configs.functions import cached_split, fewshot_pool
-
     splits: dict[str, Split] = {}
     for task in chosen:
         name = task.file.task
