@@ -104,6 +104,9 @@ class Backend(ABC):
 
         Returns:
             float64 [m] log-probabilities (natural logarithm), and bool [m]: the token is the most probable one.
+
+        Raises:
+            OutOfMemory: the projection does not fit.
         """
 
     @abstractmethod

@@ -47,7 +47,8 @@ def grouped_attention(
     earlier = keys - tokens
     if attention_mask is None:
         attention_mask = torch.ones(tokens, keys, dtype=torch.bool, device=query.device).tril(earlier)[None, None]
-    blocked = torch.where(attention_mask, 0.0, -torch.inf)
+    # Not -inf: a padding token on the left may see nothing, and its NaN would spread through its keys and values.
+    blocked = torch.where(attention_mask, 0.0, torch.finfo(torch.float32).min)
     scale = size**-0.5 if scaling is None else scaling
     mixed = torch.empty_like(query)
     for start in range(0, tokens, QUERY_SLICE):

@@ -38,15 +38,35 @@ class TorchPrefix(Prefix):
         self._cache = cache
         self.length = length
 
-    def repeated(self, rows: int) -> DynamicCache:
-        """A cache for `rows` rows after this prefix. Shares the memory: an update concatenates into new tensors."""
+    def repeated(self, rows: int, keep: bool) -> DynamicCache:
+        """A cache for `rows` rows after this prefix. Shares the memory: an update concatenates into new tensors.
+
+        Args:
+            rows: the batch size.
+            keep: False: the cache forgets what is appended, which no one will read again; else a batch would hold the
+                repeated prefix of all layers at once.
+        """
         branch = copy.copy(self._cache)
         layers: list[Any] = [copy.copy(layer) for layer in self._cache.layers]
         branch.layers = layers
         for layer in layers:
             layer.keys = layer.keys.expand(rows, -1, -1, -1)
             layer.values = layer.values.expand(rows, -1, -1, -1)
+            if not keep:
+                layer.update = _forgetting(layer)
         return branch
+
+
+def _forgetting(layer: Any) -> Callable[..., Any]:
+    """The layer's own `update`, after which it holds what it held before."""
+    update, keys, values = layer.update, layer.keys, layer.values
+
+    def update_and_forget(*args: Any, **kwargs: Any) -> Any:
+        appended = update(*args, **kwargs)
+        layer.keys, layer.values = keys, values
+        return appended
+
+    return update_and_forget
 
 
 class TorchBackend(Backend):
@@ -74,7 +94,7 @@ class TorchBackend(Backend):
         ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=self.model.device)
         cache: DynamicCache | None = None
         if prefix is not None:
-            cache = prefix.repeated(len(rows))
+            cache = prefix.repeated(len(rows), keep)
         elif keep:
             cache = DynamicCache(config=self.model.config)
         try:
@@ -99,8 +119,12 @@ class TorchBackend(Backend):
             chosen = np.flatnonzero((sources >= start) & (sources < start + len(chunk)))
             rows = torch.from_numpy(sources[chosen] - start).to(weight.device)
             wanted = torch.from_numpy(tokens[chosen]).to(weight.device)
-            with _exact_bfloat16_products(weight.dtype):
-                normaliser, best, logits = _vocabulary_pass(chunk, weight, rows, wanted)
+            try:
+                with _exact_bfloat16_products(weight.dtype):
+                    normaliser, best, logits = _vocabulary_pass(chunk, weight, rows, wanted)
+            except RuntimeError as error:
+                raise_if_out_of_memory(error)
+                raise
             logprobs[chosen] = (logits - normaliser[rows]).cpu().double().numpy()
             greedy[chosen] = (logits >= best[rows]).cpu().numpy()
         return logprobs, greedy

@@ -50,6 +50,7 @@ def draw_shots(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
     for row in shuffled:
         by_label.setdefault(row.get("label"), []).append(row)
     queues = [by_label[label] for label in sorted(by_label, key=str)]
+    rng.shuffle(queues)  # who begins has one more of an odd number
     shots: list[Row] = []
     seen: set[Hashable] = set()
     while len(shots) < count and any(queues):

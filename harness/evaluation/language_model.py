@@ -72,8 +72,8 @@ class PlannedModel(LM):
         for request, sequence in zip(requests, sequences, strict=True):
             self.truncated[str(request.task_name)] += sequence.dropped > 0
         plan = make_plan(sequences, self.batch_tokens)
-        self._note_single_document(sequences)
         try:
+            self._note_single_document(sequences)
             scores = self.scorer.score(plan, sequences, self._progress("scoring", plan.tokens_computed))
         except NotFinite as error:
             bad = requests[error.sequence]
@@ -81,6 +81,8 @@ class PlannedModel(LM):
                 f"the model gives NaN for task {bad.task_name}, document {document_key(bad.doc)!r}",
                 "the weights are damaged or overflow in this type: try --dtype float32",
             ) from error
+        except OutOfMemory as error:
+            raise self._too_large(error) from error
         return [(score.logprob, score.greedy) for score in scores]
 
     def _note_single_document(self, sequences: Sequence[ScoredSequence]) -> None:
@@ -97,10 +99,16 @@ class PlannedModel(LM):
         try:
             return generate_all(self.backend, jobs, self.batch_tokens, self._store, report)
         except OutOfMemory as error:
-            raise UserError(f"not enough memory to generate: {error}", "lower --batch-tokens") from error
+            raise self._too_large(error) from error
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         raise NotImplementedError("no Russian SuperGLUE task asks for the likelihood of whole texts")
+
+    def _too_large(self, error: OutOfMemory) -> UserError:
+        return UserError(
+            f"not enough memory on {self.backend.info.device} even for a single document: {error}",
+            "use a smaller model, fewer bits (--backend mlx-q4) or fewer few-shot examples",
+        )
 
     @property
     def _context_length(self) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from adapters.base import Backend
 from adapters.registry import load_backend, parse_backend_args
 from harness.cache import cache_dir
-from harness.data import Split, cached_split
+from harness.data import Split, cached_split, document_key
 from harness.data.sampling import fewshot_pool
 from harness.errors import UserError
 from harness.evaluation.catalogue import GROUPS, TASK_DIR, ChosenTask, choose, task_specification
@@ -98,11 +98,11 @@ def _load_splits(chosen: list[ChosenTask], options: RunOptions, say: Callable[[s
         if name not in splits:
             splits[name] = cached_split(name, "test" if name == "lidirus" else options.split, options.data)
             if options.num_fewshot:
-                pool = len(fewshot_pool(name, options.data))
+                pool = len({document_key(row) for row in fewshot_pool(name, options.data)})
                 if options.num_fewshot > pool // 2:
                     raise UserError(
-                        f"--num-fewshot {options.num_fewshot} is too many for {name}: its train split has {pool}",
-                        "ask for fewer examples",
+                        f"--num-fewshot {options.num_fewshot} is too many for {name}: it has {pool} train documents",
+                        f"ask for {pool // 2} or fewer",
                     )
             for warning in splits[name].warnings:
                 say(f"warning: {warning}")

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from adapters.base import Backend, OutOfMemory, Prefix
-from harness.errors import UserError
 from harness.scoring.encoding import ScoredSequence
 from harness.scoring.plan import Cut, Plan, Prediction, Unit
 from harness.scoring.store import ProgressStore
@@ -109,7 +108,7 @@ class Scorer:
 
         Raises:
             NotFinite: the model gave NaN; what was scored before is stored.
-            OutOfMemory: not even a single row fits.
+            OutOfMemory: not even a single row fits, or the projection does not.
         """
         key = plan_fingerprint(plan)
         done = self._store.scored_units(key) if self._store else {}
@@ -173,10 +172,7 @@ class Scorer:
             return self._backend.encode(rows, positions, prefix, keep)
         except OutOfMemory:
             if len(rows) == 1:
-                raise UserError(
-                    f"not enough memory for one row of {len(rows[0])} tokens on {self._backend.info.device}",
-                    "use a smaller model, fewer bits (--backend mlx-q4), or fewer few-shot examples",
-                ) from None
+                raise
         self.statistics.halved += 1
         middle = len(rows) // 2
         first, _ = self._encode_halving(rows[:middle], positions[:middle], prefix, False)

@@ -58,8 +58,8 @@ class ProgressStore:
 
     def settings(self) -> dict[str, Any] | None:
         """The settings that the run was started with, or None for a new store."""
-        row = self._db.execute("SELECT value FROM run WHERE name = 'settings'").fetchone()
-        return None if row is None else json.loads(row[0])
+        rows = self._read("SELECT value FROM run WHERE name = 'settings'")
+        return json.loads(rows[0][0]) if rows else None
 
     def put_settings(self, settings: dict[str, Any]) -> None:
         self._write("INSERT OR REPLACE INTO run VALUES ('settings', ?)", [(json.dumps(settings, sort_keys=True),)])
@@ -69,12 +69,12 @@ class ProgressStore:
         self._write("INSERT OR REPLACE INTO run VALUES ('seconds', ?)", [(repr(self.seconds() + seconds),)])
 
     def seconds(self) -> float:
-        row = self._db.execute("SELECT value FROM run WHERE name = 'seconds'").fetchone()
-        return 0.0 if row is None else float(row[0])
+        rows = self._read("SELECT value FROM run WHERE name = 'seconds'")
+        return float(rows[0][0]) if rows else 0.0
 
     def scored_units(self, plan: str) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         """Unit number -> (float64 log-probabilities, bool greedy flags), in the order of the unit's predictions."""
-        rows = self._db.execute("SELECT unit, logprobs, greedy FROM scores WHERE plan = ?", (plan,))
+        rows = self._read("SELECT unit, logprobs, greedy FROM scores WHERE plan = ?", plan)
         return {unit: (np.frombuffer(logprobs), np.frombuffer(greedy, dtype=bool)) for unit, logprobs, greedy in rows}
 
     def put_units(self, plan: str, scored: dict[int, tuple[np.ndarray, np.ndarray]]) -> None:
@@ -88,12 +88,18 @@ class ProgressStore:
 
     def texts(self, plan: str) -> dict[int, str]:
         """Item number -> generated text."""
-        return dict(self._db.execute("SELECT item, text FROM texts WHERE plan = ?", (plan,)))
+        return dict(self._read("SELECT item, text FROM texts WHERE plan = ?", plan))
 
     def put_texts(self, plan: str, texts: dict[int, str]) -> None:
         self._write(
             "INSERT OR REPLACE INTO texts VALUES (?, ?, ?)", [(plan, item, text) for item, text in texts.items()]
         )
+
+    def _read(self, query: str, *values: str) -> list[Any]:
+        try:
+            return self._db.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise UserError(f"{self.path} is damaged: {error}", "delete the file to start this run afresh") from error
 
     def _write(self, statement: str, rows: Iterable[tuple[Any, ...]]) -> None:
         try:

@@ -22,9 +22,12 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """This process's environment with a cache of its own and no data directory."""
+    """This process's environment with a cache of its own and no data directory.
+
+    One thread: matrices as small as the tiny model's only wait for a second one.
+    """
     kept = {name: value for name, value in os.environ.items() if name != "RSG_DATA"}
-    return {**kept, "RSG_HARNESS_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+    return {**kept, "RSG_HARNESS_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM
 
 from adapters.base import Backend, OutOfMemory, Prefix, Sampling
 from adapters.torch_backend import TorchBackend, load_torch
-from harness.errors import UserError
 from harness.scoring import scorer as scorer_module
 from harness.scoring.encoding import ScoredSequence
 from harness.scoring.plan import Plan, make_plan
@@ -301,8 +300,8 @@ def test_halved_batches_are_stored_like_whole_ones(backend, sequences, tmp_path)
         assert Scorer(WatchedBackend(backend, passes=0), store).score(plan, sequences) == halved
 
 
-def test_a_single_row_that_does_not_fit_is_a_user_error(backend, sequences):
-    with pytest.raises(UserError, match="not enough memory for one row"):
+def test_a_single_row_that_does_not_fit_ends_the_scoring(backend, sequences):
+    with pytest.raises(OutOfMemory):
         Scorer(WatchedBackend(backend, most_rows=0)).score(make_plan(sequences, 160), sequences)
 
 

@@ -354,13 +354,14 @@ def test_no_task_at_all_is_refused():
 
 
 def test_prompts_are_chosen_for_all_or_for_single_tasks():
-    assert [task.prompt for task in choose(["terra", "parus"])] == ["sentence", "statement"]
+    default = {name: file.prompts[0] for name, file in FILES.items()}
+    assert {task.file.name: task.prompt for task in choose(["rsg", "rsg_gen"])} == default
     assert [task.prompt for task in choose(["terra"], "truth")] == ["truth"]
     chosen = choose(["terra", "rcb", "russe"], "terra=then,rcb=default")
     assert {task.file.name: task.prompt for task in chosen} == {
-        "rcb": "relation",
+        "rcb": default["rcb"],
         "terra": "then",
-        "russe": "dictionary",
+        "russe": default["russe"],
     }
 
 
