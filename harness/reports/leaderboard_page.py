@@ -105,11 +105,13 @@ def _mebibytes(size: int | None) -> str:
 
 
 def _caveats(rows: Sequence[Row]) -> str:
-    """The prompts, and where rows of one table were not asked the same."""
+    """The prompts, splits of another size than the official ones, and where rows were not asked the same."""
     lines = [
         "Prompts: "
         + "; ".join(f"{name} {', '.join(found)}" for name, found in _distinct(rows, lambda task: task.prompt))
     ]
+    warnings = {warning for row in rows for task in row.tasks.values() for warning in task.warnings}
+    lines.extend(f"Beware: {warning}" for warning in sorted(warnings))
     for source, split in sorted({(row.data.source, row.data.split) for row in rows}):
         alike = [row for row in rows if (row.data.source, row.data.split) == (source, split)]
         differing = [name for name, found in _distinct(alike, lambda task: task.data_sha256) if len(found) > 1]

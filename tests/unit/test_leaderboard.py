@@ -346,3 +346,10 @@ def test_the_json_says_which_schema_it_has_and_keeps_what_each_run_cost(tmp_path
     assert run["timing"]["scoring_seconds"] == 10.0
     task = found["rows"][0]["tasks"]["terra"]
     assert (task["score"], task["stderr"], task["documents"]) == (0.5, 0.02, 10)
+
+
+def test_a_split_of_another_size_than_the_official_one_is_pointed_out_once(tmp_path, add):
+    warning = "rucos validation has 5 examples, the official split 7577"
+    add("a", {"rucos": 0.5}, model="one", task_changes={"warnings": (warning,)})
+    add("b", {"rucos": 0.4}, model="two", task_changes={"warnings": (warning,)})
+    assert page(tmp_path).count(f"Beware: {warning}.") == 1
