@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from harness.cache import cache_dir
 from harness.errors import UserError, nearest_hint
@@ -132,9 +136,11 @@ def _from_gguf(
         say(f"converting {file.name} to safetensors, once (about a minute)")
         scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=_writable(target.parent)))
         try:
-            _convert_gguf(file, scratch)
+            # In a process of its own, whose memory does not count as the run's.
+            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+                process.submit(_convert_gguf, file, scratch).result()
             _move_into_place(scratch, target)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise UserError(
                 f"cannot convert {file.name}: {error}", f"free some space in {target.parent} (about 1 GB)"
             ) from error

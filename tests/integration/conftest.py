@@ -11,6 +11,8 @@ import pytest
 from tests.tiny_gemma import make_tiny_gemma
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
+# Matrices as small as the tiny model's only wait for a second thread. Runs that are compared bit by bit need the same.
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 RSG_HARNESS = str(Path(sys.executable).with_name("rsg-harness"))
 
 
@@ -22,12 +24,9 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """This process's environment with a cache of its own and no data directory.
-
-    One thread: matrices as small as the tiny model's only wait for a second one.
-    """
+    """This process's environment with a cache of its own and no data directory."""
     kept = {name: value for name, value in os.environ.items() if name != "RSG_DATA"}
-    return {**kept, "RSG_HARNESS_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return {**kept, "RSG_HARNESS_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", **ONE_THREAD}
 
 
 @pytest.fixture

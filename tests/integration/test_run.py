@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import signal
 import sqlite3
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.conftest import RSG_HARNESS, Command
+from tests.integration.conftest import ONE_THREAD, RSG_HARNESS, Command
 
 NINE = ("lidirus", "rcb", "parus", "muserc", "terra", "russe", "rwsd", "danetqa", "rucos")
 MANY_UNITS = ("--dtype", "float32", "--batch-tokens", "256")
@@ -40,6 +41,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path
     subprocess.run(
         [RSG_HARNESS, "run", "--model", tiny_model, "--output", directory / "run", *MANY_UNITS],
         cwd=directory,
+        env={**os.environ, **ONE_THREAD},
         check=True,
         capture_output=True,
         timeout=240,
