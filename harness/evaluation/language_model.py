@@ -28,7 +28,7 @@ class PlannedModel(LM):
         backend: the loaded model.
         batch_tokens: token budget of a batch.
         store: keeps what was scored.
-        progress: called with (kind of work, total) before and (None, done) during work; see `Progress`.
+        progress: called with (kind of work, total) when work starts; gives a function to call with the work just done.
         seed: for sampled generation.
     """
 
@@ -130,9 +130,6 @@ class PlannedModel(LM):
             seed=self._seed,
         )
         return GenerationJob(tuple(kept), sampling)
-
-    def get_model_info(self) -> dict[str, Any]:
-        return {"model": self.backend.info.name}
 
 
 def uses_chat_template(backend: Backend, wanted: str) -> bool:
