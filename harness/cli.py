@@ -34,6 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"rsg-harness {harness.__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     _add_run(verbs)
+    _add_train(verbs)
     for name, text, call in (
         ("tasks", "the tasks and their prompts", _tasks),
         ("backends", "the backends, and which of them run here", _backends),
@@ -124,6 +125,23 @@ def _add_run(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     run.set_defaults(call=_run)
 
 
+def _add_train(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    train = verbs.add_parser(
+        "train",
+        help="train one multitask model",
+        description="Trains one model with a head for each task, by a recipe, and writes a checkpoint. Several "
+        "processes or machines: accelerate launch -m harness.cli train --recipe NAME",
+        allow_abbrev=False,
+    )
+    train.add_argument("--recipe", required=True, metavar="NAME", help="a bundled recipe, or the path of a .yaml file")
+    train.add_argument(
+        "--data", default="mini", metavar="SOURCE", help="mini (default), hub, or the official archive's directory"
+    )
+    train.add_argument("--output", type=Path, metavar="DIR", help="default: results/checkpoints/RECIPE")
+    train.add_argument("--resume", action="store_true", help="go on with the unfinished training to --output")
+    train.set_defaults(call=_train)
+
+
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -176,6 +194,30 @@ def _run(args: argparse.Namespace) -> None:
         record, directory = run(options, _say, progress)
     print(run_table(record))
     print(f"record: {directory}")
+
+
+def _train(args: argparse.Namespace) -> None:
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    from tqdm import tqdm
+
+    from harness.training.train import TrainOptions, train
+
+    options = TrainOptions(args.recipe, args.data, args.output, args.resume, args.command)
+    with contextlib.ExitStack() as bars:
+
+        def progress(steps: int) -> Callable[[int, str], None]:
+            bar = bars.enter_context(tqdm(total=steps, desc="training", unit=" step", disable=False))
+
+            def show(step: int, text: str) -> None:
+                bar.set_postfix_str(text, refresh=False)
+                if bar.n == 0 and step:
+                    bar.initial = step  # resumed: the time left is reckoned from the steps of this process
+                bar.update(step - bar.n)
+
+            return show
+
+        directory = train(options, lambda text: tqdm.write(text, file=sys.stderr), progress)
+    print(f"checkpoint: {directory}")
 
 
 def _tasks(args: argparse.Namespace) -> None:

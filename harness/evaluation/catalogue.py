@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +45,17 @@ class ChosenTask:
 
     file: TaskFile
     prompt: str
+
+    def words(self) -> list[str]:
+        """The answer words of the prompt, one a label; empty where the choices differ by document."""
+        choices = self.file.config["metadata"]["prompts"][self.prompt].get("doc_to_choice")
+        return [str(choice) for choice in choices] if isinstance(choices, list) else []
+
+
+def prompt_hash(task: ChosenTask) -> str:
+    """SHA-256 of a prompt's template, by which a checkpoint knows the prompt that it was trained on."""
+    template = task.file.config["metadata"]["prompts"][task.prompt]
+    return hashlib.sha256(json.dumps(template, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 class _Loader(yaml.SafeLoader):

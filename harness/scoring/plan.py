@@ -81,13 +81,13 @@ class Plan:
 
 
 @dataclass
-class _Node:
+class PrefixNode:
     """A node of the compressed prefix tree. Its segment spans the depths `start` to `end` of `tokens`."""
 
     tokens: tuple[int, ...]
     start: int
     end: int
-    children: list[_Node] = field(default_factory=list)
+    children: list[PrefixNode] = field(default_factory=list)
     predictions: list[tuple[int, int, int]] = field(default_factory=list)  # (depth that predicts, token, sequence)
     leaves: int = 0
 
@@ -99,15 +99,15 @@ def make_plan(sequences: Sequence[ScoredSequence], batch_tokens: int) -> Plan:
         sequences: from `encode_pairs`.
         batch_tokens: at most this many tokens in a batch, padding included (a longer row goes alone).
     """
-    tree = _prefix_tree(sequences)
+    tree = prefix_tree(sequences)
     root = _cut(tree, batch_tokens)
     _number(root)
     return Plan(root, len(sequences), sum(len(sequence.tokens) - 1 for sequence in sequences))
 
 
-def _prefix_tree(sequences: Sequence[ScoredSequence]) -> _Node:
+def prefix_tree(sequences: Sequence[ScoredSequence]) -> PrefixNode:
     """Builds the tree from sorted sequences: each shares its longest prefix with the one before it."""
-    root = _Node((), 0, 0)
+    root = PrefixNode((), 0, 0)
     path = [root]
     for index in sorted(range(len(sequences)), key=lambda i: sequences[i].tokens):
         inputs = sequences[index].inputs
@@ -117,7 +117,7 @@ def _prefix_tree(sequences: Sequence[ScoredSequence]) -> _Node:
         if path[-1].end > shared:
             _split(path[-1], shared)
         if len(inputs) > shared:
-            leaf = _Node(inputs, shared, len(inputs))
+            leaf = PrefixNode(inputs, shared, len(inputs))
             path[-1].children.append(leaf)
             path.append(leaf)
         _place_predictions(path, sequences[index], index)
@@ -139,23 +139,23 @@ def _common_length(a: tuple[int, ...], b: tuple[int, ...], limit: int) -> int:
     return low
 
 
-def _split(node: _Node, depth: int) -> None:
+def _split(node: PrefixNode, depth: int) -> None:
     """Cuts the node's segment at `depth`; the lower part becomes its only child."""
-    lower = _Node(node.tokens, depth, node.end, node.children, [p for p in node.predictions if p[0] >= depth])
+    lower = PrefixNode(node.tokens, depth, node.end, node.children, [p for p in node.predictions if p[0] >= depth])
     node.predictions = [p for p in node.predictions if p[0] < depth]
     node.children = [lower]
     node.end = depth
     node.tokens = node.tokens[:depth]
 
 
-def _place_predictions(path: list[_Node], sequence: ScoredSequence, index: int) -> None:
+def _place_predictions(path: list[PrefixNode], sequence: ScoredSequence, index: int) -> None:
     for target in range(sequence.continuation_start, len(sequence.tokens)):
         depth = target - 1
         node = next(node for node in reversed(path) if node.start <= depth)
         node.predictions.append((depth, sequence.tokens[target], index))
 
 
-def _count_leaves(root: _Node) -> None:
+def _count_leaves(root: PrefixNode) -> None:
     stack = [(root, False)]
     while stack:
         node, done = stack.pop()
@@ -174,7 +174,7 @@ class _Row:
     predictions: list[tuple[int, int, int]]
 
 
-def _cut(node: _Node, batch_tokens: int, base: int = 0) -> Cut:
+def _cut(node: PrefixNode, batch_tokens: int, base: int = 0) -> Cut:
     """Makes `node` a cut: its prefix (tokens after depth `base`) is computed once."""
     unit = None
     if node.end > base:
@@ -188,7 +188,7 @@ def _cut(node: _Node, batch_tokens: int, base: int = 0) -> Cut:
 
 
 def _collect(
-    node: _Node,
+    node: PrefixNode,
     carried: list[tuple[int, int, int]],
     base: int,
     batch_tokens: int,
@@ -202,7 +202,7 @@ def _collect(
     """
     predictions = carried + node.predictions
     if (node.end - base) * (node.leaves - 1) >= PASS_COST_SHARE * batch_tokens:
-        whole = _Node(node.tokens, base, node.end, node.children, predictions, node.leaves)
+        whole = PrefixNode(node.tokens, base, node.end, node.children, predictions, node.leaves)
         cut.cuts.append(_cut(whole, batch_tokens, base))
     elif not node.children:
         rows.append(_Row(node.tokens[base : node.end], predictions))

@@ -1,0 +1,57 @@
+"""Documents to prompts, by lm-eval from the task files: for runs, for training and for single questions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lm_eval.api.instance import Instance
+
+from harness.evaluation.catalogue import GROUPS, TASK_DIR, ChosenTask, task_specification
+from harness.quiet import quiet_libraries
+
+
+def load_tasks(
+    chosen: Sequence[ChosenTask],
+    *,
+    data: str,
+    split: str,
+    limit: int | None = None,
+    seed: int = 0,
+    num_fewshot: int = 0,
+) -> dict[str, Any]:
+    """lm-eval's task objects with the chosen prompts, by full name (rsg_terra)."""
+    from lm_eval.tasks import TaskManager
+
+    with quiet_libraries():
+        manager = TaskManager(
+            include_path=[str(TASK_DIR / group) for group in GROUPS],
+            include_defaults=False,
+            metadata={"data": data, "split": split, "limit": limit, "seed": seed, "num_fewshot": num_fewshot},
+        )
+        tasks = manager.load([task_specification(chosen)])["tasks"]
+        for task in tasks.values():
+            task.set_config("num_fewshot", num_fewshot)
+            task.set_fewshot_seed(seed)
+    return tasks
+
+
+def render_document(task: Any, doc: dict[str, Any], tokenizer: Any, chat_template: bool) -> list[Instance]:
+    """The requests of one document, a (context, continuation) pair a choice, without few-shot examples."""
+    template = tokenizer.apply_chat_template if chat_template else None
+    options = {"apply_chat_template": chat_template, "chat_template": _as_text(template) if template else None}
+    context = task.fewshot_context(doc, num_fewshot=0, gen_prefix=task.doc_to_prefix(doc), **options)
+    name = task.config.task
+    return task.construct_requests(doc=doc, ctx=context, metadata=(name, 0, 1), **options)
+
+
+def _as_text(template: Any) -> Any:
+    def apply(chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        return template(
+            chat_history,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
+
+    return apply

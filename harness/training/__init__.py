@@ -1,0 +1,1 @@
+"""Training one multitask model: recipe, examples, schedule, model, loss, trainer."""

@@ -1,0 +1,141 @@
+"""Documents of a task to training examples: rendered by the task's YAML, encoded, packed, with their right answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from harness.data import document_key
+from harness.evaluation.rendering import render_document
+from harness.heads import HeadLayout, head_of
+from harness.scoring.encoding import ScoredSequence, TextEncoder, encode_pairs, move_trailing_space
+from harness.scoring.packing import PackedSequence, pack
+
+# What may be shortened where a document is longer than the recipe's limit: the text that is asked about, never the
+# question, the answers or the sentence to be judged.
+_PASSAGES = {"muserc": "paragraph", "danetqa": "passage", "rucos": "passage", "terra": "premise", "rcb": "premise"}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One document (for MuSeRC a paragraph with all its answers), as one packed sequence.
+
+    Attributes:
+        task: short name.
+        docs: the rows of the document, one a question (MuSeRC: one an answer).
+        packed: its sequences, one a choice, question by question.
+        questions: for each choice the number of its question, int64 [choices].
+        right: for each choice whether it is a right one, bool [choices].
+        cut: tokens dropped from the passage.
+    """
+
+    task: str
+    docs: tuple[dict[str, Any], ...]
+    packed: PackedSequence
+    questions: np.ndarray
+    right: np.ndarray
+    cut: int = 0
+
+
+def head_sequences(
+    encoder: TextEncoder, layout: HeadLayout, task: str, pairs: Sequence[tuple[str, str]], context_length: int
+) -> list[ScoredSequence]:
+    """The sequences of one question's choices: what the task's head reads, then the head's row as a virtual token.
+
+    Args:
+        encoder: of the model's tokenizer.
+        layout: of the heads.
+        task: short name; its own head answers, or the one it borrows.
+        pairs: (context, continuation) of each choice, from the task file.
+        context_length: of the model, in tokens.
+    """
+    head = head_of(task)
+    if layout.kinds[head] == "likelihood":
+        return encode_pairs(encoder, pairs, context_length)
+    if layout.kinds[head] == "ranking":
+        pairs = [("".join(pair), "") for pair in pairs]
+    sequences = []
+    for choice, (context, _) in enumerate(pairs):
+        tokens = encoder.encode(move_trailing_space(context, "")[0])
+        sequences.append(ScoredSequence((*tokens, layout.row(head, choice)), len(tokens)))
+    return sequences
+
+
+def make_examples(
+    name: str,
+    task: Any,
+    rows: Iterable[dict[str, Any]],
+    encoder: TextEncoder,
+    tokenizer: Any,
+    layout: HeadLayout,
+    max_tokens: int,
+    chat_template: bool,
+) -> list[Example]:
+    """Examples of a task's documents, in their order.
+
+    Args:
+        name: short name of the task.
+        task: lm-eval's task, which renders.
+        rows: the documents' rows; rows of one document stand together.
+        encoder, tokenizer: of the base model.
+        layout: of the heads.
+        max_tokens: a longer sequence loses tokens from the end of its passage.
+        chat_template: render through the tokenizer's chat template.
+    """
+    documents: dict[Any, list[dict[str, Any]]] = {}
+    for row in rows:
+        documents.setdefault(document_key(row), []).append(row)
+    return [
+        _example(name, task, docs, encoder, tokenizer, layout, max_tokens, chat_template)
+        for docs in documents.values()
+    ]
+
+
+def _example(
+    name: str,
+    task: Any,
+    docs: list[dict[str, Any]],
+    encoder: TextEncoder,
+    tokenizer: Any,
+    layout: HeadLayout,
+    max_tokens: int,
+    chat_template: bool,
+) -> Example:
+    def encoded(shown: list[dict[str, Any]]) -> list[list[ScoredSequence]]:
+        requests = [[r.args for r in render_document(task, doc, tokenizer, chat_template)] for doc in shown]
+        return [head_sequences(encoder, layout, name, pairs, max_tokens * 64) for pairs in requests]
+
+    questions = encoded(docs)
+    longest = max(len(sequence.tokens) for question in questions for sequence in question)
+    cut = 0
+    if longest > max_tokens and name in _PASSAGES:
+        shown = [_shortened(doc, _PASSAGES[name], longest - max_tokens, encoder) for doc in docs]
+        questions = encoded(shown)
+        cut = longest - max(len(sequence.tokens) for question in questions for sequence in question)
+    flat = [sequence for question in questions for sequence in question]
+    numbers = [number for number, question in enumerate(questions) for _ in question]
+    right = [is_right for doc, question in zip(docs, questions, strict=True) for is_right in _right(name, doc, question)]
+    return Example(
+        name, tuple(docs), pack(flat), np.array(numbers, dtype=np.int64), np.array(right, dtype=bool), cut
+    )
+
+
+def _right(task: str, doc: dict[str, Any], question: Sequence[Any]) -> list[bool]:
+    """Which choices are right: one by the label, for RuCoS every entity that is among the answers."""
+    if task == "rucos":
+        return [entity in doc["answers"] for entity in doc["entities"]]
+    return [choice == doc["label"] for choice in range(len(question))]
+
+
+def _shortened(doc: dict[str, Any], field: str, excess: int, encoder: TextEncoder) -> dict[str, Any]:
+    """The document with `excess` tokens fewer in its passage, cut from the end at a space."""
+    text = doc[field]
+    tokens = len(encoder.encode(text))
+    share = max(0.0, 1 - (excess + 1) / tokens)
+    while share > 0 and tokens - len(encoder.encode(text[: int(len(text) * share)])) < excess:
+        share -= 0.02
+    kept = text[: max(0, int(len(text) * share))]
+    return {**doc, field: kept.rsplit(" ", 1)[0]}

@@ -1,0 +1,89 @@
+"""One loss over all tasks: cross-entropy over each question's choices, weighted by task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from harness.training.examples import Example
+from harness.training.recipe import Recipe
+
+
+def question_losses(
+    scores: torch.Tensor, questions: torch.Tensor, right: torch.Tensor, count: int
+) -> torch.Tensor:
+    """−log of the probability that a softmax over the question's choices gives to its right ones.
+
+    For one right choice of several this is cross-entropy; for two choices, one of which scores 0, binary cross-entropy.
+
+    Args:
+        scores: float32 [choices].
+        questions: int64 [choices], the question of each choice.
+        right: bool [choices].
+        count: number of questions.
+
+    Returns:
+        float32 [questions].
+    """
+    return _logsumexp_by(scores, questions, count) - _logsumexp_by(scores[right], questions[right], count)
+
+
+def _logsumexp_by(scores: torch.Tensor, groups: torch.Tensor, count: int) -> torch.Tensor:
+    highest = torch.full((count,), -torch.inf, device=scores.device)
+    highest = highest.scatter_reduce(0, groups, scores.detach(), "amax")
+    total = torch.zeros(count, device=scores.device).index_add(0, groups, torch.exp(scores - highest[groups]))
+    return torch.log(total) + highest
+
+
+def batch_targets(examples: Sequence[Example], device: torch.device) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """(question of each choice, whether the choice is right, number of questions) of a batch."""
+    questions, count = [], 0
+    for example in examples:
+        questions.append(example.questions + count)
+        count += int(example.questions[-1]) + 1
+    right = np.concatenate([example.right for example in examples])
+    return torch.from_numpy(np.concatenate(questions)).to(device), torch.from_numpy(right).to(device), count
+
+
+def task_weights(recipe: Recipe, documents: Mapping[str, int]) -> dict[str, float]:
+    """The weight of each task's loss before anything is learned.
+
+    Args:
+        recipe: says how.
+        documents: examples by task.
+    """
+    if recipe.loss.weights == "fixed":
+        return {task: part.weight for task, part in recipe.tasks.items()}
+    if recipe.loss.weights == "uncertainty":
+        return dict.fromkeys(recipe.tasks, 1.0)
+    sizes = {task: documents[task] ** (1 / recipe.loss.temperature) for task in recipe.tasks}
+    mean = sum(sizes.values()) / len(sizes)
+    return {task: size / mean for task, size in sizes.items()}
+
+
+def batch_loss(
+    losses: torch.Tensor,
+    labels: torch.Tensor | None,
+    class_weights: Sequence[float] | None,
+    weight: float,
+    log_variance: torch.Tensor | None,
+) -> torch.Tensor:
+    """A batch's part of the loss: its questions' mean, weighted by class and by task.
+
+    Args:
+        losses: float32 [questions].
+        labels: int64 [questions], where class weights are given.
+        class_weights: by label.
+        weight: of the task.
+        log_variance: the task's learned log σ², with which its part is exp(−s) · loss + s / 2 (Kendall et al. 2018).
+    """
+    if class_weights is not None and labels is not None:
+        by_question = torch.tensor(list(class_weights), device=losses.device)[labels]
+        mean = (losses * by_question).sum() / by_question.sum()
+    else:
+        mean = losses.mean()
+    if log_variance is None:
+        return weight * mean
+    return weight * (torch.exp(-log_variance) * mean + log_variance / 2)

@@ -1,0 +1,251 @@
+"""The multitask model: one Gemma-3 text model, its lower layers frozen, and a row of head weights for each answer.
+
+The lower part (embeddings and frozen layers) and the upper part (the rest) run apart, so that what the lower part gives
+can be kept from one epoch to the next.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+from adapters.packed_attention import PACKED_ATTENTION
+from harness.errors import UserError
+from harness.heads import HeadLayout
+from harness.quiet import quiet_libraries
+from harness.scoring.packing import PackedBatch, PackedSequence, stack
+from harness.training.recipe import Recipe
+
+
+# Positions projected to the whole vocabulary at a time: 128 rows of 262,144 logits are 128 MB in float32.
+POSITION_CHUNK = 128
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A batch on the device.
+
+    Attributes:
+        tokens, positions: int64 [rows, longest].
+        masks: layer type -> bool [rows, 1, longest, longest].
+        reads: int64 [reads], places in the flattened batch whose hidden states are read.
+        sources: int64 [predictions], index into `reads`.
+        predicted: int64 [predictions], token or head row.
+        choices: int64 [predictions], the choice that the prediction is a part of, counted over the batch.
+    """
+
+    tokens: torch.Tensor
+    positions: torch.Tensor
+    masks: dict[str, torch.Tensor]
+    reads: torch.Tensor
+    sources: torch.Tensor
+    predicted: torch.Tensor
+    choices: torch.Tensor
+
+
+def make_inputs(packed: Sequence[PackedSequence], window: int, device: torch.device) -> Inputs:
+    """Stacks packed sequences into a batch.
+
+    Args:
+        packed: one or more.
+        window: the model's sliding window, in tokens.
+        device: where to.
+    """
+    batch: PackedBatch = stack(packed)
+    width = batch.tokens.shape[1]
+    places = np.concatenate([row * width + one.predictions[:, 0] for row, one in enumerate(packed)])
+    first_choice = np.cumsum([0, *(one.sequences for one in packed)])
+    choices = np.concatenate([first + one.predictions[:, 2] for first, one in zip(first_choice, packed, strict=False)])
+    reads, sources = np.unique(places, return_inverse=True)
+
+    def on_device(values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(values).to(device)
+
+    return Inputs(
+        tokens=on_device(batch.tokens),
+        positions=on_device(batch.positions),
+        masks={
+            "full_attention": on_device(batch.mask()),
+            "sliding_attention": on_device(batch.mask(window)),
+        },
+        reads=on_device(reads.astype(np.int64)),
+        sources=on_device(sources.astype(np.int64)),
+        predicted=on_device(np.concatenate([one.predictions[:, 1] for one in packed]).astype(np.int64)),
+        choices=on_device(choices.astype(np.int64)),
+    )
+
+
+class MultitaskModel(nn.Module):
+    """A backbone and heads.
+
+    Args:
+        language_model: Gemma3ForCausalLM, with LoRA layers in it or not.
+        frozen: this many layers from below never change, nor do the embeddings.
+        layout: of the heads.
+    """
+
+    def __init__(self, language_model: Any, frozen: int, layout: HeadLayout) -> None:
+        super().__init__()
+        self.language_model = language_model
+        self.layout = layout
+        text_model = language_model.model
+        text_model.config._attn_implementation = PACKED_ATTENTION
+        layers = len(text_model.layers)
+        # Views of the same modules; kept out of this module's own children, which would count them twice.
+        self._parts = (_part(text_model, 0, frozen), _part(text_model, frozen, layers))
+        self.window = int(text_model.config.sliding_window)
+        # Row 0 of the layout is the constant zero and no parameter.
+        self.head_weight = nn.Parameter(torch.zeros(layout.rows - 1, text_model.config.hidden_size))
+        self.head_bias = nn.Parameter(torch.zeros(layout.rows - 1))
+        # Learned log σ² of each task, used where the recipe weighs by uncertainty.
+        self.log_variances = nn.Parameter(torch.zeros(len(layout.kinds)))
+
+    @torch.no_grad()
+    def start_from_words(self, task: str, words: Sequence[Sequence[int]]) -> None:
+        """Starts a head at the vocabulary's rows of its answer words, so that training starts at zero-shot quality.
+
+        Args:
+            task: with a classification or sigmoid head.
+            words: token ids of each label's answer word.
+        """
+        vocabulary = self.language_model.get_output_embeddings().weight
+        rows = [vocabulary[torch.tensor(list(word))].float().mean(0) for word in words]
+        places = [row - 1 for row in self.layout.rows_of(task)]
+        if self.layout.kinds[task] == "classification":
+            self.head_weight[places] = torch.stack(rows).to(self.head_weight)
+        elif self.layout.kinds[task] == "sigmoid":
+            self.head_weight[places] = (rows[1] - rows[0]).to(self.head_weight)[None]
+
+    @torch.no_grad()
+    def lower(self, inputs: Inputs) -> torch.Tensor:
+        """Hidden states after the frozen layers, [rows, longest, hidden size]."""
+        return _run(self._parts[0], inputs, inputs_embeds=None)
+
+    def heads(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(weight [rows, hidden size], bias [rows]) with the constant row."""
+        return functional.pad(self.head_weight, (0, 0, 1, 0)), functional.pad(self.head_bias, (1, 0))
+
+    def forward(self, inputs: Inputs, lower: torch.Tensor, task: str) -> torch.Tensor:
+        """Scores of all choices of a batch of one task, float32 [choices].
+
+        Sums of log-probabilities for a likelihood head, else scores whose softmax over a question's choices gives
+        probabilities.
+
+        Args:
+            inputs: from `make_inputs`.
+            lower: from the method of this name.
+            task: of the whole batch.
+        """
+        states = _run(self._parts[1], inputs, inputs_embeds=lower).flatten(0, 1)[inputs.reads]
+        if self.layout.kinds[task] == "likelihood":
+            parts = self._log_probabilities(states, inputs)
+        else:
+            with torch.autocast(states.device.type, enabled=False):
+                weight, bias = self.heads()
+                parts = (states.float()[inputs.sources] * weight[inputs.predicted]).sum(-1) + bias[inputs.predicted]
+        count = int(inputs.choices.max()) + 1
+        return torch.zeros(count, device=parts.device).index_add(0, inputs.choices, parts)
+
+    def _log_probabilities(self, states: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+        """Log-probabilities of the predicted tokens. The normaliser in the type of the weights, the token in float32."""
+        vocabulary = self.language_model.get_output_embeddings().weight
+        normalisers = [
+            torch.logsumexp(functional.linear(some.to(vocabulary.dtype), vocabulary).float(), dim=-1)
+            for some in states.split(POSITION_CHUNK)
+        ]
+        with torch.autocast(states.device.type, enabled=False):
+            logits = (states.float()[inputs.sources] * vocabulary[inputs.predicted].float()).sum(-1)
+        return logits - torch.cat(normalisers)[inputs.sources]
+
+
+def _part(text_model: Any, start: int, end: int) -> list[Any]:
+    """A text model of the layers `start` to `end`, sharing its modules; in a list, so that it is no child module."""
+    part = copy.copy(text_model)
+    part._modules = dict(text_model._modules)
+    part.config = copy.copy(text_model.config)
+    part.config.layer_types = text_model.config.layer_types[start:end]
+    part.config.num_hidden_layers = end - start
+    part.layers = nn.ModuleList(list(text_model.layers)[start:end])
+    if end < len(text_model.layers):
+        part.norm = nn.Identity()
+    return [part]
+
+
+def _run(part: list[Any], inputs: Inputs, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
+    return part[0](
+        input_ids=inputs.tokens if inputs_embeds is None else None,
+        inputs_embeds=inputs_embeds,
+        attention_mask=inputs.masks,
+        position_ids=inputs.positions,
+        use_cache=False,
+    ).last_hidden_state
+
+
+def build_model(
+    recipe: Recipe, model_dir: Path, layout: HeadLayout, device: torch.device, dtype: torch.dtype
+) -> tuple[MultitaskModel, Any]:
+    """The model that a recipe trains, at its start.
+
+    Weights that are trained are float32, the others of `dtype`.
+
+    Args:
+        recipe: what is frozen, LoRA or not.
+        model_dir: transformers directory of the base model.
+        layout: of the heads.
+        device: where to.
+        dtype: of what is not trained.
+
+    Returns:
+        The model, and peft's wrapper of the backbone (None without LoRA).
+
+    Raises:
+        UserError: more frozen layers than there are.
+    """
+    config = Gemma3TextConfig.from_pretrained(model_dir)
+    layers = config.num_hidden_layers
+    if recipe.frozen_layers > layers:
+        raise UserError(
+            f"the recipe freezes {recipe.frozen_layers} layers, and the model has {layers}",
+            f"set frozen_layers to {layers - 1} or fewer ({layers}: only the heads are trained)",
+        )
+    torch.manual_seed(recipe.seed)
+    with quiet_libraries():
+        language_model: Any = Gemma3ForCausalLM.from_pretrained(model_dir, dtype=dtype)
+        language_model.requires_grad_(False)
+        upper = list(range(recipe.frozen_layers, layers))
+        wrapper = None
+        if upper and recipe.lora is not None:
+            from peft import LoraConfig, get_peft_model
+
+            wrapper = get_peft_model(
+                language_model,
+                LoraConfig(
+                    r=recipe.lora.rank,
+                    lora_alpha=recipe.lora.alpha,
+                    lora_dropout=recipe.lora.dropout,
+                    target_modules=list(recipe.lora.targets),
+                    layers_to_transform=upper,
+                    layers_pattern="layers",
+                ),
+            )
+        elif upper:
+            for number in upper:
+                language_model.model.layers[number].float().requires_grad_(True)
+    return MultitaskModel(language_model, recipe.frozen_layers, layout).to(device), wrapper
+
+
+def trained_parameters(model: MultitaskModel, recipe: Recipe) -> dict[str, nn.Parameter]:
+    """Name -> parameter that training changes."""
+    found = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if recipe.loss.weights != "uncertainty":
+        del found["log_variances"]
+    return found

@@ -1,0 +1,156 @@
+"""A training recipe: one YAML file that decides a training run together with its data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+import task_configs
+from harness.errors import UserError, nearest_hint
+from harness.heads import DEFAULT_KINDS, allowed_kinds
+
+RECIPE_DIR = Path(task_configs.__file__).parent / "recipes"
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TaskRecipe(_Part):
+    """How one task takes part."""
+
+    head: Literal["classification", "sigmoid", "ranking", "likelihood"] | None = None  # None: the task's usual head
+    weight: float = Field(1.0, gt=0)  # of its loss, where `loss.weights` is "fixed"
+    limit: int | None = Field(None, ge=1)  # documents, evenly sampled from the train split
+    prompt: str | None = None  # of the task file; None: its default
+    class_weights: tuple[float, ...] | None = None  # by label
+
+
+class LoraRecipe(_Part):
+    """Low-rank adaptation (Hu et al. 2021, https://arxiv.org/abs/2106.09685) of the layers that are not frozen."""
+
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: tuple[str, ...] = _PROJECTIONS
+
+
+class LossRecipe(_Part):
+    """How the tasks' losses become one."""
+
+    # fixed: each task's own `weight`. size: documents ** (1 / temperature), with a mean of 1.
+    # uncertainty: learned, Kendall et al. 2018 (https://arxiv.org/abs/1705.07115).
+    weights: Literal["fixed", "size", "uncertainty"] = "fixed"
+    temperature: float = Field(2.0, gt=0)
+
+
+class Recipe(_Part):
+    """All of a training run but its data. Sizes of batches are in tokens."""
+
+    model: str
+    frozen_layers: int = Field(ge=0)
+    lora: LoraRecipe | None = LoraRecipe()  # null: the layers that are not frozen are trained in full
+    tasks: dict[str, TaskRecipe]
+    heads_start: Literal["words", "zero"] = "words"  # words: at the vocabulary's rows of the answer words
+    loss: LossRecipe = LossRecipe()
+    steps: int = Field(ge=1)
+    batches_per_step: int = Field(4, ge=1)  # batches whose gradients are summed, each of one task
+    batch_tokens: int = Field(1024, ge=16)
+    max_tokens: int = Field(1024, ge=16)  # of one prompt; passages are cut to fit
+    sampling_temperature: float = Field(2.0, gt=0)  # a task's share of the batches: its tokens ** (1 / temperature)
+    learning_rate: float = Field(gt=0)
+    heads_learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    warmup_steps: int = Field(0, ge=0)
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    max_gradient_norm: float = Field(1.0, gt=0)
+    evaluate_every: int = Field(100, ge=1)  # steps
+    evaluate_limit: int | None = Field(200, ge=1)  # documents a task
+    save_every: int = Field(50, ge=1)  # steps between states to resume from
+    patience: int | None = Field(None, ge=1)  # evaluations without a better mean before training stops
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    frozen_cache_gb: float = Field(20.0, ge=0)  # at most this much disk for the frozen layers' output; 0: none
+    seed: int = 1234
+
+    def kinds(self) -> dict[str, str]:
+        """Task -> kind of its head."""
+        return {task: part.head or DEFAULT_KINDS[task] for task, part in self.tasks.items()}
+
+
+def recipe_names() -> list[str]:
+    return sorted(path.stem for path in RECIPE_DIR.glob("*.yaml"))
+
+
+def load_recipe(name: str) -> Recipe:
+    """A bundled recipe by its name, or a YAML file by its path.
+
+    Raises:
+        UserError: no such recipe, no YAML, an unknown key, a value that cannot be.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPE_DIR / f"{name}.yaml"
+    if not path.is_file():
+        raise UserError(f"no recipe {name!r}", nearest_hint(name, recipe_names(), "recipes, or the path of a .yaml"))
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {getattr(error, 'problem', error)}", "mend the file") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a recipe is a mapping of keys", f"see {RECIPE_DIR / 'gemma-3-270m.yaml'}")
+    if isinstance(values.get("tasks"), dict):
+        values["tasks"] = {task: part or {} for task, part in values["tasks"].items()}
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        raise _explained(path, error) from error
+    _check_tasks(path, recipe)
+    return recipe
+
+
+def _explained(path: Path, error: ValidationError) -> UserError:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = list(_keys_at(first["loc"]))
+        return UserError(f"{path}: unknown key {where!r}", nearest_hint(str(first["loc"][-1]), known, "keys here"))
+    return UserError(f"{path}: {where}: {first['msg'].lower()}", "mend the recipe")
+
+
+def _keys_at(location: tuple[Any, ...]) -> Iterator[str]:
+    parts: dict[str, type[BaseModel]] = {"tasks": TaskRecipe, "lora": LoraRecipe, "loss": LossRecipe}
+    model = parts.get(str(location[0]), Recipe) if len(location) > 1 else Recipe
+    yield from model.model_fields
+
+
+def _check_tasks(path: Path, recipe: Recipe) -> None:
+    if not recipe.tasks:
+        raise UserError(f"{path}: no tasks to train on", f"tasks: {', '.join(DEFAULT_KINDS)}")
+    for task, part in recipe.tasks.items():
+        if task == "lidirus":
+            raise UserError(
+                f"{path}: lidirus is a test set and is never trained on", "leave it out: terra's head answers it"
+            )
+        if task not in DEFAULT_KINDS:
+            raise UserError(f"{path}: unknown task {task!r}", nearest_hint(task, DEFAULT_KINDS, "tasks"))
+        if part.head and part.head not in allowed_kinds(task):
+            raise UserError(
+                f"{path}: {task} cannot have a {part.head} head", f"it takes {', '.join(allowed_kinds(task))}"
+            )
+        if part.class_weights and (recipe.kinds()[task] == "ranking" or len(part.class_weights) != _labels(task)):
+            raise UserError(
+                f"{path}: tasks.{task}.class_weights does not fit", f"one number for each of its {_labels(task)} labels"
+            )
+    unknown = set(recipe.lora.targets) - set(_PROJECTIONS) if recipe.lora else set()
+    if unknown:
+        name = sorted(unknown)[0]
+        raise UserError(f"{path}: lora.targets: no {name!r}", nearest_hint(name, _PROJECTIONS, "targets"))
+
+
+def _labels(task: str) -> int:
+    from harness.data import LABELS
+
+    return len(LABELS[task])

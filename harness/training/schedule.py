@@ -1,0 +1,83 @@
+"""Which examples make up which batch of which step: fixed by the seed before training starts.
+
+So a resumed run, and a run on several processes, go through the very same batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from harness.training.examples import Example
+
+# Batches are made of examples of like length: this many batches' worth of shuffled examples are sorted at a time.
+_SORTED_BATCHES = 16
+
+
+def make_schedule(
+    examples: Mapping[str, Sequence[Example]],
+    *,
+    steps: int,
+    batches_per_step: int,
+    batch_tokens: int,
+    temperature: float,
+    seed: int,
+) -> list[list[tuple[str, list[int]]]]:
+    """For every step its batches: (task, numbers of its examples).
+
+    Args:
+        examples: by task.
+        steps, batches_per_step: how many.
+        batch_tokens: at most this many tokens a batch, padding included (a longer example goes alone).
+        temperature: a task's share of the batches is its tokens ** (1 / temperature); 1 is by size, and the higher the
+            temperature, the more equal the shares.
+        seed: of the order.
+    """
+    tasks = list(examples)
+    sizes = np.array([sum(len(example.packed) for example in examples[task]) for task in tasks], dtype=float)
+    shares = sizes ** (1 / temperature)
+    shares /= shares.sum()
+    rng = np.random.default_rng(seed)
+    streams = {
+        task: _endless_batches(examples[task], batch_tokens, np.random.default_rng([seed, number]))
+        for number, task in enumerate(tasks)
+    }
+    # Not drawn at random: whichever task is furthest behind its share goes next, so that all are spread evenly.
+    drawn = np.zeros(len(tasks))
+    order = []
+    for number in range(1, steps * batches_per_step + 1):
+        chosen = int(np.argmax(number * shares - drawn + rng.uniform(0, 0.5, len(tasks))))
+        drawn[chosen] += 1
+        order.append((tasks[chosen], next(streams[tasks[chosen]])))
+    return [order[start : start + batches_per_step] for start in range(0, len(order), batches_per_step)]
+
+
+def _endless_batches(
+    examples: Sequence[Example], batch_tokens: int, rng: np.random.Generator
+) -> Iterator[list[int]]:
+    """Batches of examples of like length, epoch after epoch, each in a new order."""
+    while True:
+        yield from one_epoch(examples, batch_tokens, rng)
+
+
+def one_epoch(
+    examples: Sequence[Example], batch_tokens: int, rng: np.random.Generator | None = None
+) -> list[list[int]]:
+    """Every example once, in batches; shuffled where a generator is given."""
+    lengths = np.array([len(example.packed) for example in examples])
+    order = np.arange(len(examples)) if rng is None else rng.permutation(len(examples))
+    per_chunk = max(1, int(_SORTED_BATCHES * batch_tokens / lengths.mean()))
+    batches: list[list[int]] = []
+    for start in range(0, len(order), per_chunk):
+        chunk = order[start : start + per_chunk]
+        batch: list[int] = []
+        for number in chunk[np.argsort(-lengths[chunk], kind="stable")]:
+            if batch and (len(batch) + 1) * lengths[batch[0]] > batch_tokens:
+                batches.append(batch)
+                batch = []
+            batch.append(int(number))
+        batches.append(batch)
+    if rng is not None:
+        batches = [batches[place] for place in rng.permutation(len(batches))]
+    return batches
