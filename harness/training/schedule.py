@@ -78,6 +78,10 @@ def one_epoch(
                 batch = []
             batch.append(int(number))
         batches.append(batch)
+        if len(batches) > 1 and 2 * len(batches[-1]) < len(batches[-2]):
+            # A remainder of a few examples would weigh as much as a full batch: share two batches evenly.
+            both = batches[-2] + batches[-1]
+            batches[-2:] = [both[: len(both) // 2], both[len(both) // 2 :]]
     if rng is not None:
         batches = [batches[place] for place in rng.permutation(len(batches))]
     return batches
