@@ -1,7 +1,7 @@
 """Attention for packed sequences, where the mask alone says who sees whom.
 
-The order of tokens in a packed sequence is not their distance, so nothing may be left out by the sliding window's width;
-masks for both kinds of layer come with the batch.
+The order of tokens in a packed sequence is not their distance, so nothing may be left out by the sliding window's
+width; masks for both kinds of layer come with the batch.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """The checkpoint of a multitask model: a directory of safetensors and JSON, read by training and by every backend.
 
-    rsg_checkpoint.json          what it is: base model, heads, prompts, training record, hash of every file
-    heads.safetensors            `weight` [rows, hidden size], `bias` [rows]; which rows are whose is in the JSON
-    adapter_model.safetensors    LoRA in peft's format, with adapter_config.json; or
-    layers.safetensors           the changed layers, named as in Gemma3ForCausalLM
-    README.md                    the model card
+rsg_checkpoint.json          what it is: base model, heads, prompts, training record, hash of every file
+heads.safetensors            `weight` [rows, hidden size], `bias` [rows]; which rows are whose is in the JSON
+adapter_model.safetensors    LoRA in peft's format, with adapter_config.json; or
+layers.safetensors           the changed layers, named as in Gemma3ForCausalLM
+README.md                    the model card
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.errors import UserError
-from harness.heads import HeadLayout, Heads
+from harness.heads import BORROWED, HeadLayout, Heads
 
 FORMAT_VERSION = 1
 DESCRIPTION = "rsg_checkpoint.json"
@@ -69,6 +69,11 @@ class Checkpoint(_Part):
     training: dict[str, Any]  # recipe, data fingerprints, steps, figures on validation, versions
     files: dict[str, str]  # name -> SHA-256
 
+    def prompts(self) -> dict[str, str]:
+        """Task -> the prompt that its head reads; a task that borrows a head reads the prompt of the same name."""
+        own = {task: head.prompt for task, head in self.tasks.items()}
+        return {**own, **{task: own[owner] for task, owner in BORROWED.items() if owner in own}}
+
     def layout(self) -> HeadLayout:
         return HeadLayout(
             {task: head.kind for task, head in self.tasks.items()},
@@ -111,10 +116,15 @@ def read_checkpoint(directory: Path) -> Checkpoint:
     return checkpoint
 
 
-def read_heads(directory: Path, checkpoint: Checkpoint) -> Heads:
-    """The heads of a checkpoint that `read_checkpoint` found whole."""
+def read_heads(directory: Path) -> Heads:
+    """The heads of a checkpoint.
+
+    Raises:
+        UserError: the checkpoint is damaged.
+    """
     from safetensors.numpy import load_file
 
+    checkpoint = read_checkpoint(directory)
     tensors = load_file(directory / HEADS)
     return Heads(checkpoint.layout(), tensors["weight"].astype(np.float32), tensors["bias"].astype(np.float32))
 

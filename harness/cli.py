@@ -35,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     _add_run(verbs)
     _add_train(verbs)
+    _add_predict(verbs)
     for name, text, call in (
         ("tasks", "the tasks and their prompts", _tasks),
         ("backends", "the backends, and which of them run here", _backends),
@@ -64,28 +65,7 @@ def _add_run(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         allow_abbrev=False,
     )
     model = run.add_argument_group("model")
-    model.add_argument(
-        "--model",
-        metavar="NAME",
-        help="embedded (default where installed), a directory, a .gguf file, a hub repository",
-    )
-    model.add_argument("--backend", default="torch", metavar="NAME", help="see `rsg-harness backends` (default: torch)")
-    model.add_argument(
-        "--backend-arg",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="e.g. group_size=32, threads=4; repeatable",
-    )
-    model.add_argument(
-        "--execution",
-        default="auto",
-        metavar="LIBRARY",
-        help="auto, mlx or torch: what computes an mlx-* backend (auto: MLX on an Apple GPU, else PyTorch)",
-    )
-    model.add_argument(
-        "--dtype", default="auto", metavar="TYPE", help="auto, float32, bfloat16, float16 of the computation"
-    )
+    _add_model_options(model)
     data = run.add_argument_group("data")
     data.add_argument(
         "--data",
@@ -123,6 +103,71 @@ def _add_run(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         "--resume", action="store_true", help="go on with the unfinished run in --output, or the latest one"
     )
     run.set_defaults(call=_run)
+
+
+def _add_model_options(parser: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
+    """What names a model and what computes it; the same for every verb that loads one."""
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="best (default where a checkpoint is kept), embedded, a directory, a .gguf file, a hub repository",
+    )
+    parser.add_argument(
+        "--backend", default="torch", metavar="NAME", help="see `rsg-harness backends` (default: torch)"
+    )
+    parser.add_argument(
+        "--backend-arg",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="e.g. group_size=32, threads=4; repeatable",
+    )
+    parser.add_argument(
+        "--execution",
+        default="auto",
+        metavar="LIBRARY",
+        help="auto, mlx or torch: what computes an mlx-* backend (auto: MLX on an Apple GPU, else PyTorch)",
+    )
+    parser.add_argument(
+        "--dtype", default="auto", metavar="TYPE", help="auto, float32, bfloat16, float16 of the computation"
+    )
+
+
+def _add_predict(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    predict = verbs.add_parser(
+        "predict",
+        help="answer one question, with probabilities",
+        description="Answers one question of a task. The task decides which fields it takes: "
+        "rsg-harness predict --task terra --premise TEXT --hypothesis TEXT",
+        allow_abbrev=False,
+    )
+    _add_model_options(predict)
+    predict.add_argument("--task", required=True, metavar="NAME", help="see `rsg-harness tasks`")
+    fields = predict.add_argument_group("fields of the question")
+    for name, text in _FIELD_HELP.items():
+        fields.add_argument(f"--{name.replace('_', '-')}", metavar="TEXT", help=text)
+    predict.set_defaults(call=_predict)
+
+
+# Here, so that --help need not import what knows the tasks.
+_FIELD_HELP = {
+    "premise": "terra, rcb, parus",
+    "hypothesis": "terra, rcb",
+    "sentence1": "lidirus, russe",
+    "sentence2": "lidirus, russe",
+    "question": "danetqa, muserc; parus: cause or effect",
+    "choice1": "parus",
+    "choice2": "parus",
+    "passage": "danetqa, rucos",
+    "paragraph": "muserc",
+    "answer": "muserc",
+    "word": "russe",
+    "text": "rwsd",
+    "span1_text": "rwsd: the noun phrase",
+    "span2_text": "rwsd: the pronoun",
+    "query": "rucos: with @placeholder for the gap",
+    "entities": "rucos: separated by semicolons",
+}
 
 
 def _add_train(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -218,6 +263,19 @@ def _train(args: argparse.Namespace) -> None:
 
         directory = train(options, lambda text: tqdm.write(text, file=sys.stderr), progress)
     print(f"checkpoint: {directory}")
+
+
+def _predict(args: argparse.Namespace) -> None:
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    from harness.predict import Predictor, make_document, timed_answer
+    from harness.reports.tables import answer_table
+
+    fields = {name: getattr(args, name) for name in _FIELD_HELP}
+    make_document(args.task, fields)  # refuses before a model is loaded
+    predictor = Predictor(args.model, args.backend, args.backend_arg, args.execution, args.dtype, _say)
+    answer, seconds = timed_answer(predictor, args.task, fields)
+    print(answer_table(answer.words, answer.choices))
+    print(f"{predictor.model.name} · {predictor.backend.info.name}, {1000 * seconds:.0f} ms")
 
 
 def _tasks(args: argparse.Namespace) -> None:

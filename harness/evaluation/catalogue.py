@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,12 +149,18 @@ def _known_keys() -> frozenset[str]:
     return frozenset(fields | _FILE_KEYS)
 
 
-def choose(tasks: Sequence[str], prompt: str | None = None, directory: Path = TASK_DIR) -> list[ChosenTask]:
+def choose(
+    tasks: Sequence[str],
+    prompt: str | None = None,
+    directory: Path = TASK_DIR,
+    defaults: Mapping[str, str] | None = None,
+) -> list[ChosenTask]:
     """The tasks that the user named, each with its prompt.
 
     Args:
         tasks: short (terra, gen_terra) or full names (rsg_terra, rsg_gen_terra), or groups (rsg, rsg_gen).
         prompt: one name for all tasks, or TASK=NAME pairs separated by commas; default: each task's own default.
+        defaults: task (terra) -> other default prompt of its file in the group rsg: what a checkpoint was trained on.
 
     Raises:
         UserError: an unknown task or prompt, with the nearest names.
@@ -173,7 +179,8 @@ def choose(tasks: Sequence[str], prompt: str | None = None, directory: Path = TA
     if not chosen:
         raise UserError("no task named", f"tasks: {', '.join(files)}")
     order = [name for name in files if name in chosen]
-    prompts = _prompts_by_task(prompt, order)
+    trained = {name: (defaults or {}).get(name) for name in order}
+    prompts = {**trained, **_prompts_by_task(prompt, order)}
     return [ChosenTask(files[name], _prompt_of(files[name], prompts.get(name))) for name in order]
 
 

@@ -13,10 +13,12 @@ from adapters.base import Backend, OutOfMemory, Sampling
 from harness.data import document_key
 from harness.errors import UserError
 from harness.evaluation.provenance import peak_process_bytes
+from harness.evaluation.rendering import chat_text
+from harness.heads import Heads, head_of, head_sequences, log_softmax
 from harness.scoring.encoding import ScoredSequence, TextEncoder, cut_prompt, encode_pairs
 from harness.scoring.generation import GenerationJob, generate_all
 from harness.scoring.plan import make_plan
-from harness.scoring.scorer import NotFinite, Scorer
+from harness.scoring.scorer import NotFinite, Projection, Scorer
 from harness.scoring.store import ProgressStore
 
 
@@ -29,6 +31,7 @@ class PlannedModel(LM):
         store: keeps what was scored.
         progress: called with (kind of work, total) when work starts; gives a function to call with the work just done.
         seed: for sampled generation.
+        heads: of a multitask checkpoint; they answer the tasks that they were trained for.
     """
 
     def __init__(
@@ -38,8 +41,10 @@ class PlannedModel(LM):
         store: ProgressStore | None = None,
         progress: Callable[[str, int], Callable[[int], object]] | None = None,
         seed: int = 0,
+        heads: Heads | None = None,
     ) -> None:
         super().__init__()
+        self.heads = heads
         self.backend = backend
         self.tokenizer = backend.tokenizer
         self.encoder = TextEncoder(backend.tokenizer)
@@ -59,21 +64,64 @@ class PlannedModel(LM):
         return str(self.tokenizer.name_or_path).replace("/", "__")
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        return self.tokenizer.apply_chat_template(
-            chat_history,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-        )
+        return chat_text(self.tokenizer, chat_history, add_generation_prompt)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        sequences = encode_pairs(self.encoder, [request.args for request in requests], self._context_length)
+        by_head = [
+            number
+            for number, request in enumerate(requests)
+            if self.head_kind(str(request.task_name)) not in (None, "likelihood")
+        ]
+        by_likelihood = sorted(set(range(len(requests))) - set(by_head))
+        scores: dict[int, tuple[float, bool]] = {}
+        if by_likelihood:
+            chosen = [requests[number] for number in by_likelihood]
+            pairs = [request.args for request in chosen]
+            sequences = encode_pairs(self.encoder, pairs, self._context_length)
+            scores |= zip(by_likelihood, self._score(chosen, sequences), strict=True)
+        if by_head:
+            scores |= self._head_scores(requests, by_head)
+        return [scores[number] for number in range(len(requests))]
+
+    def head_kind(self, task: str) -> str | None:
+        """Kind of the head that answers the task of this full name; None where the language model answers as ever."""
+        return self.heads.layout.kinds.get(head_of(task.removeprefix("rsg_"))) if self.heads else None
+
+    def _head_scores(self, requests: Sequence[Instance], numbers: Sequence[int]) -> dict[int, tuple[float, bool]]:
+        """Log-probabilities that the heads give the choices of each document, by the number of the request."""
+        assert self.heads is not None
+        documents: dict[tuple[str, int], list[int]] = {}
+        for number in numbers:
+            documents.setdefault((str(requests[number].task_name), requests[number].doc_id), []).append(number)
+        order = [number for members in documents.values() for number in members]
+        sequences = [
+            sequence
+            for members in documents.values()
+            for sequence in head_sequences(
+                self.encoder,
+                self.heads.layout,
+                str(requests[members[0]].task_name).removeprefix("rsg_"),
+                [requests[number].args for number in members],
+                self._context_length,
+            )
+        ]
+        raw = self._score([requests[number] for number in order], sequences, self.heads.project)
+        by_number = {number: score for number, (score, _) in zip(order, raw, strict=True)}
+        found: dict[int, tuple[float, bool]] = {}
+        for members in documents.values():
+            for number, logprob in zip(members, log_softmax([by_number[n] for n in members]), strict=True):
+                found[number] = (float(logprob), False)
+        return found
+
+    def _score(
+        self, requests: Sequence[Instance], sequences: Sequence[ScoredSequence], project: Projection | None = None
+    ) -> list[tuple[float, bool]]:
         for request, sequence in zip(requests, sequences, strict=True):
             self.truncated[str(request.task_name)] += sequence.dropped > 0
         plan = make_plan(sequences, self.batch_tokens)
         try:
-            self._note_single_document(sequences)
-            scores = self.scorer.score(plan, sequences, self._progress("scoring", plan.tokens_computed))
+            self._note_single_document(sequences, project)
+            scores = self.scorer.score(plan, sequences, self._progress("scoring", plan.tokens_computed), project)
         except NotFinite as error:
             bad = requests[error.sequence]
             raise UserError(
@@ -84,11 +132,13 @@ class PlannedModel(LM):
             raise self._too_large(error) from error
         return [(score.logprob, score.greedy) for score in scores]
 
-    def _note_single_document(self, sequences: Sequence[ScoredSequence]) -> None:
+    def _note_single_document(self, sequences: Sequence[ScoredSequence], project: Projection | None) -> None:
         """Memory at batch size 1: scores the longest request alone, before anything larger was computed."""
+        if self.single_bytes:
+            return
         longest = max(sequences, key=lambda sequence: len(sequence.tokens))
         hidden, _ = self.backend.encode([longest.inputs], [[len(longest.inputs) - 1]])
-        self.backend.project(hidden, np.zeros(1, dtype=np.int64), np.array(longest.tokens[-1:]))
+        (project or self.backend.project)(hidden, np.zeros(1, dtype=np.int64), np.array(longest.tokens[-1:]))
         self.single_bytes = self.backend.peak_memory() or peak_process_bytes()
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:

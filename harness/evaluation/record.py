@@ -49,6 +49,7 @@ class TaskRecord(_Model):
     truncated: int  # requests cut from the left to fit the model's context
     ties: int  # documents whose two best choices have the same log-probability
     unreadable: int  # generated answers that name no choice
+    head: str | None = None  # kind of the trained head that answered; None: the language model itself
     warnings: tuple[str, ...] = ()
 
 

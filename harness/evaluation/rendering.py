@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,20 +39,18 @@ def load_tasks(
 
 def render_document(task: Any, doc: dict[str, Any], tokenizer: Any, chat_template: bool) -> list[Instance]:
     """The requests of one document, a (context, continuation) pair a choice, without few-shot examples."""
-    template = tokenizer.apply_chat_template if chat_template else None
-    options = {"apply_chat_template": chat_template, "chat_template": _as_text(template) if template else None}
+    options: dict[str, Any] = {"apply_chat_template": chat_template, "chat_template": None}
+    if chat_template:
+        options["chat_template"] = functools.partial(chat_text, tokenizer)
     context = task.fewshot_context(doc, num_fewshot=0, gen_prefix=task.doc_to_prefix(doc), **options)
-    name = task.config.task
-    return task.construct_requests(doc=doc, ctx=context, metadata=(name, 0, 1), **options)
+    return task.construct_requests(doc=doc, ctx=context, metadata=(task.config.task, 0, 1), **options)
 
 
-def _as_text(template: Any) -> Any:
-    def apply(chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        return template(
-            chat_history,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-        )
-
-    return apply
+def chat_text(tokenizer: Any, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+    """A conversation through the tokenizer's chat template; without a generation prompt its last turn stays open."""
+    return tokenizer.apply_chat_template(
+        chat_history,
+        tokenize=False,
+        add_generation_prompt=add_generation_prompt,
+        continue_final_message=not add_generation_prompt,
+    )

@@ -9,13 +9,16 @@ from pathlib import Path
 from adapters.base import Backend
 from adapters.registry import load_backend, parse_backend_args
 from harness.cache import cache_dir
+from harness.checkpoint import read_heads
 from harness.data import Split, cached_split, document_key
 from harness.data.sampling import fewshot_pool
 from harness.errors import UserError
-from harness.evaluation.catalogue import GROUPS, TASK_DIR, ChosenTask, choose, task_specification
+from harness.evaluation.catalogue import ChosenTask, choose
+from harness.evaluation.checkpoints import checkpoint_warnings, open_checkpoint
 from harness.evaluation.language_model import PlannedModel, uses_chat_template
 from harness.evaluation.options import RunOptions, check_options
 from harness.evaluation.record import RunRecord, TimingRecord, write_run
+from harness.evaluation.rendering import load_tasks
 from harness.evaluation.resume import (
     PROGRESS,
     agree_on_settings,
@@ -25,6 +28,7 @@ from harness.evaluation.resume import (
     run_settings,
 )
 from harness.evaluation.summary import Evaluation, Outcome, count_documents, make_record, make_samples
+from harness.heads import Heads
 from harness.models import default_model, resolve_model
 from harness.quiet import quiet_libraries
 from harness.scoring.store import ProgressStore
@@ -50,10 +54,15 @@ def run(
     """
     started = time.monotonic()
     kind = check_options(options)
-    chosen = choose(options.tasks, options.prompt)
+    model_name = options.model or default_model()
+    checkpoint = open_checkpoint(model_name)
+    chosen = choose(options.tasks, options.prompt, defaults=checkpoint.prompts() if checkpoint else None)
     directory = named_directory(options)
     splits = _load_splits(chosen, options, say)
-    model = resolve_model(options.model or default_model(), say)
+    if checkpoint:
+        for warning in checkpoint_warnings(checkpoint, chosen, options.num_fewshot):
+            say(f"warning: {warning}")
+    model = resolve_model(model_name, say)
     directory = directory or new_directory(model, options.backend)
     settings = run_settings(options, model, chosen, splits)
     finished = finished_record(directory, settings)
@@ -73,7 +82,8 @@ def run(
                 args=parse_backend_args(kind, list(options.backend_args)),
             )
         loaded = time.monotonic()
-        language_model, outcomes = _evaluate(backend, chosen, options, store, progress)
+        heads = read_heads(model.checkpoint) if model.checkpoint else None
+        language_model, outcomes = _evaluate(backend, heads, chosen, options, store, progress)
         scoring_seconds = store.seconds()
         timing = TimingRecord(
             wall_seconds=time.monotonic() - started,
@@ -111,6 +121,7 @@ def _load_splits(chosen: list[ChosenTask], options: RunOptions, say: Callable[[s
 
 def _evaluate(
     backend: Backend,
+    heads: Heads | None,
     chosen: list[ChosenTask],
     options: RunOptions,
     store: ProgressStore,
@@ -118,31 +129,23 @@ def _evaluate(
 ) -> tuple[PlannedModel, list[Outcome]]:
     """Lets lm-eval render, score and judge. Gives our model and the outcomes."""
     from lm_eval.evaluator import evaluate
-    from lm_eval.tasks import TaskManager
 
     language_model = PlannedModel(
-        backend, options.batch_tokens or backend.info.batch_tokens, store, progress, seed=options.seed
+        backend, options.batch_tokens or backend.info.batch_tokens, store, progress, seed=options.seed, heads=heads
+    )
+    tasks = load_tasks(
+        chosen,
+        data=options.data,
+        split=options.split,
+        limit=options.limit,
+        seed=options.seed,
+        num_fewshot=options.num_fewshot,
     )
     with quiet_libraries():
-        manager = TaskManager(
-            include_path=[str(TASK_DIR / group) for group in GROUPS],
-            include_defaults=False,
-            metadata={
-                "data": options.data,
-                "split": options.split,
-                "limit": options.limit,
-                "seed": options.seed,
-                "num_fewshot": options.num_fewshot,
-            },
-        )
-        loaded = manager.load([task_specification(chosen)])
-        for task in loaded["tasks"].values():
-            task.set_config("num_fewshot", options.num_fewshot)
-            task.set_fewshot_seed(options.seed)
         results = evaluate(
             lm=language_model,
             # Without the group: its mean is ours to compute, with a standard error.
-            task_dict={"tasks": loaded["tasks"], "groups": {}, "group_map": {}},
+            task_dict={"tasks": tasks, "groups": {}, "group_map": {}},
             bootstrap_iters=0,
             apply_chat_template=uses_chat_template(backend, options.apply_chat_template),
             fewshot_as_multiturn=True,

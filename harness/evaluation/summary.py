@@ -82,7 +82,11 @@ def _is_generated(outcome: Outcome) -> bool:
 
 
 def _task_record(
-    outcome: Outcome, estimates: Mapping[str, Estimate | None], split: Split, truncated: int, options: RunOptions
+    outcome: Outcome,
+    estimates: Mapping[str, Estimate | None],
+    split: Split,
+    language_model: PlannedModel,
+    options: RunOptions,
 ) -> TaskRecord:
     samples = outcome.samples
     prompts = hashlib.sha256()
@@ -97,11 +101,12 @@ def _task_record(
         metrics={name: _metric_record(found) for name, found in estimates.items()},
         task_file=outcome.chosen.file.full_name,
         prompt=outcome.chosen.prompt,
+        head=language_model.head_kind(outcome.chosen.file.full_name),
         prompt_sha256=prompts.hexdigest(),
         num_fewshot=options.num_fewshot,
         split=split.split,
         data_sha256=split.fingerprint,
-        truncated=truncated,
+        truncated=language_model.truncated[outcome.chosen.file.full_name],
         ties=sum(is_tied(row) for row in scores),
         unreadable=sum(sample["rsg"].prediction is None for sample in samples),
         warnings=split.warnings,
@@ -120,9 +125,7 @@ def make_record(done: Evaluation) -> RunRecord:
     for outcome in done.outcomes:
         estimates = _estimates(outcome, done.options.seed)
         file = outcome.chosen.file
-        tasks[file.name] = _task_record(
-            outcome, estimates, done.splits[file.task], done.language_model.truncated[file.full_name], done.options
-        )
+        tasks[file.name] = _task_record(outcome, estimates, done.splits[file.task], done.language_model, done.options)
         if estimates["rsg"] is not None:
             mains.append(estimates["rsg"])
     mean = mean_estimate(mains) if mains else None

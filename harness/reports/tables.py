@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from tabulate import tabulate
 
 from harness.evaluation.record import MetricRecord, RunRecord
@@ -19,15 +21,30 @@ def percent(metric: MetricRecord) -> str:
 def run_table(record: RunRecord) -> str:
     """What `rsg-harness run` prints: a row a task, then the score and the cost."""
     rows = []
+    with_heads = any(task.head for task in record.tasks.values())
     for name, task in record.tasks.items():
         others = ", ".join(
             f"{metric} {percent(found)}"
             for metric, found in task.metrics.items()
             if metric != "rsg" and found.value is not None and found.value != task.score
         )
-        rows.append([name, percent(task.metrics["rsg"]), task.documents, task.prompt, others])
-    table = tabulate(rows, headers=["task", "figure × 100", "documents", "prompt", "parts"], tablefmt="simple")
+        answered = [task.head or "language model"] if with_heads else []
+        rows.append([name, percent(task.metrics["rsg"]), task.documents, task.prompt, *answered, others])
+    headers = ["task", "figure × 100", "documents", "prompt", *(["answered by"] if with_heads else []), "parts"]
+    table = tabulate(rows, headers=headers, tablefmt="simple")
     return "\n".join([_heading(record), "", table, "", *_summary(record)])
+
+
+def answer_table(words: Sequence[str], choices: Mapping[str, float]) -> str:
+    """What `rsg-harness predict` prints: the choices, the most probable first.
+
+    Args:
+        words: what the prompt calls each choice.
+        choices: label -> probability, in the same order.
+    """
+    rows = [(label, word, f"{100 * share:5.1f}%") for word, (label, share) in zip(words, choices.items(), strict=True)]
+    order = sorted(range(len(rows)), key=lambda index: -list(choices.values())[index])
+    return tabulate([rows[index] for index in order], headers=["label", "in words", "probability"])
 
 
 def _heading(record: RunRecord) -> str:

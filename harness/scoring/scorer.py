@@ -24,6 +24,10 @@ POSITIONS_PER_BLOCK = 384
 TOKENS_PER_BLOCK = 16_384
 
 
+# (hidden [n, hidden size], sources [m], tokens [m]) -> (scores [m], flags [m]); see `Backend.project`.
+Projection = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
 @dataclass(frozen=True)
 class Score:
     """log P(continuation | context), natural logarithm, and whether greedy decoding would give the continuation."""
@@ -98,6 +102,7 @@ class Scorer:
         plan: Plan,
         sequences: Sequence[ScoredSequence],
         on_progress: Callable[[int], object] = lambda tokens: None,
+        project: Projection | None = None,
     ) -> list[Score]:
         """A score for every sequence of the plan, in order.
 
@@ -105,6 +110,7 @@ class Scorer:
             plan: made of `sequences`.
             sequences: what to score.
             on_progress: called with the number of tokens just finished (computed, or found in the store).
+            project: scores predictions in place of `Backend.project`: task heads, whose rows then stand as tokens.
 
         Raises:
             NotFinite: the model gave NaN; what was scored before is stored.
@@ -113,6 +119,7 @@ class Scorer:
         key = plan_fingerprint(plan)
         done = self._store.scored_units(key) if self._store else {}
         self._key = key
+        self._project = project or self._backend.project
         self._on_progress = on_progress
         self._scored: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._block = _Block()
@@ -199,7 +206,7 @@ class Scorer:
         logprobs, greedy = np.empty(0), np.empty(0, dtype=bool)
         if len(tokens):
             hidden = np.concatenate(block.hidden)
-            logprobs, greedy = self._backend.project(hidden, np.concatenate(block.sources), tokens)
+            logprobs, greedy = self._project(hidden, np.concatenate(block.sources), tokens)
             _refuse_not_finite(logprobs, predictions)
         self.statistics.positions_projected += block.positions
         scored = {}

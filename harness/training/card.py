@@ -40,8 +40,8 @@ def model_card(description: Mapping[str, Any]) -> str:
             "---",
             f"# {description['name']}",
             "",
-            f"A multitask model for Russian SuperGLUE: {description['base'].origin} with {changed}, and a head for each "
-            "task on the hidden state of the prompt's last token.",
+            f"A multitask model for Russian SuperGLUE: {description['base'].origin} with {changed}, and a head for "
+            "each task on the hidden state of the prompt's last token.",
             "",
             _NOTICE,
             "",

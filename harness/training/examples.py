@@ -10,13 +10,17 @@ import numpy as np
 
 from harness.data import document_key
 from harness.evaluation.rendering import render_document
-from harness.heads import HeadLayout, head_of
-from harness.scoring.encoding import ScoredSequence, TextEncoder, encode_pairs, move_trailing_space
+from harness.heads import HeadLayout, head_sequences
+from harness.scoring.encoding import ScoredSequence, TextEncoder
 from harness.scoring.packing import PackedSequence, pack
 
 # What may be shortened where a document is longer than the recipe's limit: the text that is asked about, never the
 # question, the answers or the sentence to be judged.
 _PASSAGES = {"muserc": "paragraph", "danetqa": "passage", "rucos": "passage", "terra": "premise", "rcb": "premise"}
+
+
+# Sequences are cut by `max_tokens` in their passages alone, never from the left.
+_UNLIMITED = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -38,30 +42,6 @@ class Example:
     questions: np.ndarray
     right: np.ndarray
     cut: int = 0
-
-
-def head_sequences(
-    encoder: TextEncoder, layout: HeadLayout, task: str, pairs: Sequence[tuple[str, str]], context_length: int
-) -> list[ScoredSequence]:
-    """The sequences of one question's choices: what the task's head reads, then the head's row as a virtual token.
-
-    Args:
-        encoder: of the model's tokenizer.
-        layout: of the heads.
-        task: short name; its own head answers, or the one it borrows.
-        pairs: (context, continuation) of each choice, from the task file.
-        context_length: of the model, in tokens.
-    """
-    head = head_of(task)
-    if layout.kinds[head] == "likelihood":
-        return encode_pairs(encoder, pairs, context_length)
-    if layout.kinds[head] == "ranking":
-        pairs = [("".join(pair), "") for pair in pairs]
-    sequences = []
-    for choice, (context, _) in enumerate(pairs):
-        tokens = encoder.encode(move_trailing_space(context, "")[0])
-        sequences.append(ScoredSequence((*tokens, layout.row(head, choice)), len(tokens)))
-    return sequences
 
 
 def make_examples(
@@ -89,8 +69,7 @@ def make_examples(
     for row in rows:
         documents.setdefault(document_key(row), []).append(row)
     return [
-        _example(name, task, docs, encoder, tokenizer, layout, max_tokens, chat_template)
-        for docs in documents.values()
+        _example(name, task, docs, encoder, tokenizer, layout, max_tokens, chat_template) for docs in documents.values()
     ]
 
 
@@ -106,7 +85,7 @@ def _example(
 ) -> Example:
     def encoded(shown: list[dict[str, Any]]) -> list[list[ScoredSequence]]:
         requests = [[r.args for r in render_document(task, doc, tokenizer, chat_template)] for doc in shown]
-        return [head_sequences(encoder, layout, name, pairs, max_tokens * 64) for pairs in requests]
+        return [head_sequences(encoder, layout, name, pairs, _UNLIMITED) for pairs in requests]
 
     questions = encoded(docs)
     longest = max(len(sequence.tokens) for question in questions for sequence in question)
@@ -117,10 +96,10 @@ def _example(
         cut = longest - max(len(sequence.tokens) for question in questions for sequence in question)
     flat = [sequence for question in questions for sequence in question]
     numbers = [number for number, question in enumerate(questions) for _ in question]
-    right = [is_right for doc, question in zip(docs, questions, strict=True) for is_right in _right(name, doc, question)]
-    return Example(
-        name, tuple(docs), pack(flat), np.array(numbers, dtype=np.int64), np.array(right, dtype=bool), cut
-    )
+    right = [
+        is_right for doc, question in zip(docs, questions, strict=True) for is_right in _right(name, doc, question)
+    ]
+    return Example(name, tuple(docs), pack(flat), np.array(numbers, dtype=np.int64), np.array(right, dtype=bool), cut)
 
 
 def _right(task: str, doc: dict[str, Any], question: Sequence[Any]) -> list[bool]:

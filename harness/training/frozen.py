@@ -118,7 +118,7 @@ def _mapped(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
 
 
 def _checksum(states: np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(states)) + 1  # 0 means: not there
+    return zlib.crc32(np.ascontiguousarray(states).data) + 1  # 0 means: not there
 
 
 def _fingerprint(identity: Sequence[object], packed: Sequence[PackedSequence]) -> str:

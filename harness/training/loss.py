@@ -11,9 +11,7 @@ from harness.training.examples import Example
 from harness.training.recipe import Recipe
 
 
-def question_losses(
-    scores: torch.Tensor, questions: torch.Tensor, right: torch.Tensor, count: int
-) -> torch.Tensor:
+def question_losses(scores: torch.Tensor, questions: torch.Tensor, right: torch.Tensor, count: int) -> torch.Tensor:
     """−log of the probability that a softmax over the question's choices gives to its right ones.
 
     For one right choice of several this is cross-entropy; for two choices, one of which scores 0, binary cross-entropy.

@@ -25,7 +25,6 @@ from harness.quiet import quiet_libraries
 from harness.scoring.packing import PackedBatch, PackedSequence, stack
 from harness.training.recipe import Recipe
 
-
 # Positions projected to the whole vocabulary at a time: 128 rows of 262,144 logits are 128 MB in float32.
 POSITION_CHUNK = 128
 
@@ -156,7 +155,7 @@ class MultitaskModel(nn.Module):
         return torch.zeros(count, device=parts.device).index_add(0, inputs.choices, parts)
 
     def _log_probabilities(self, states: torch.Tensor, inputs: Inputs) -> torch.Tensor:
-        """Log-probabilities of the predicted tokens. The normaliser in the type of the weights, the token in float32."""
+        """Log-probabilities of the predicted tokens; the normalisers in the type of the weights."""
         vocabulary = self.language_model.get_output_embeddings().weight
         normalisers = [
             torch.logsumexp(functional.linear(some.to(vocabulary.dtype), vocabulary).float(), dim=-1)

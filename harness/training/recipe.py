@@ -25,8 +25,8 @@ class TaskRecipe(_Part):
     """How one task takes part."""
 
     head: Literal["classification", "sigmoid", "ranking", "likelihood"] | None = None  # None: the task's usual head
-    weight: float = Field(1.0, gt=0)  # of its loss, where `loss.weights` is "fixed"
-    limit: int | None = Field(None, ge=1)  # documents, evenly sampled from the train split
+    weight: float = Field(default=1.0, gt=0)  # of its loss, where `loss.weights` is "fixed"
+    limit: int | None = Field(default=None, ge=1)  # documents, evenly sampled from the train split
     prompt: str | None = None  # of the task file; None: its default
     class_weights: tuple[float, ...] | None = None  # by label
 
@@ -34,9 +34,9 @@ class TaskRecipe(_Part):
 class LoraRecipe(_Part):
     """Low-rank adaptation (Hu et al. 2021, https://arxiv.org/abs/2106.09685) of the layers that are not frozen."""
 
-    rank: int = Field(16, ge=1)
-    alpha: float = Field(32, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
+    rank: int = Field(default=16, ge=1)
+    alpha: int = Field(default=32, ge=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     targets: tuple[str, ...] = _PROJECTIONS
 
 
@@ -46,7 +46,7 @@ class LossRecipe(_Part):
     # fixed: each task's own `weight`. size: documents ** (1 / temperature), with a mean of 1.
     # uncertainty: learned, Kendall et al. 2018 (https://arxiv.org/abs/1705.07115).
     weights: Literal["fixed", "size", "uncertainty"] = "fixed"
-    temperature: float = Field(2.0, gt=0)
+    temperature: float = Field(default=2.0, gt=0)
 
 
 class Recipe(_Part):
@@ -59,22 +59,23 @@ class Recipe(_Part):
     heads_start: Literal["words", "zero"] = "words"  # words: at the vocabulary's rows of the answer words
     loss: LossRecipe = LossRecipe()
     steps: int = Field(ge=1)
-    batches_per_step: int = Field(4, ge=1)  # batches whose gradients are summed, each of one task
-    batch_tokens: int = Field(1024, ge=16)
-    max_tokens: int = Field(1024, ge=16)  # of one prompt; passages are cut to fit
-    sampling_temperature: float = Field(2.0, gt=0)  # a task's share of the batches: its tokens ** (1 / temperature)
+    batches_per_step: int = Field(default=4, ge=1)  # batches whose gradients are summed, each of one task
+    batch_tokens: int = Field(default=1024, ge=16)
+    max_tokens: int = Field(default=1024, ge=16)  # of one prompt; passages are cut to fit
+    # A task's share of the batches is its tokens ** (1 / temperature).
+    sampling_temperature: float = Field(default=2.0, gt=0)
     learning_rate: float = Field(gt=0)
     heads_learning_rate: float = Field(gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    max_gradient_norm: float = Field(1.0, gt=0)
-    evaluate_every: int = Field(100, ge=1)  # steps
-    evaluate_limit: int | None = Field(200, ge=1)  # documents a task
-    save_every: int = Field(50, ge=1)  # steps between states to resume from
-    patience: int | None = Field(None, ge=1)  # evaluations without a better mean before training stops
+    max_gradient_norm: float = Field(default=1.0, gt=0)
+    evaluate_every: int = Field(default=100, ge=1)  # steps
+    evaluate_limit: int | None = Field(default=200, ge=1)  # documents a task
+    save_every: int = Field(default=50, ge=1)  # steps between states to resume from
+    patience: int | None = Field(default=None, ge=1)  # evaluations without a better mean before training stops
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    frozen_cache_gb: float = Field(20.0, ge=0)  # at most this much disk for the frozen layers' output; 0: none
+    frozen_cache_gb: float = Field(default=20.0, ge=0)  # at most this much disk for the frozen layers' output; 0: none
     seed: int = 1234
 
     def kinds(self) -> dict[str, str]:

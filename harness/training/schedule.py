@@ -53,9 +53,7 @@ def make_schedule(
     return [order[start : start + batches_per_step] for start in range(0, len(order), batches_per_step)]
 
 
-def _endless_batches(
-    examples: Sequence[Example], batch_tokens: int, rng: np.random.Generator
-) -> Iterator[list[int]]:
+def _endless_batches(examples: Sequence[Example], batch_tokens: int, rng: np.random.Generator) -> Iterator[list[int]]:
     """Batches of examples of like length, epoch after epoch, each in a new order."""
     while True:
         yield from one_epoch(examples, batch_tokens, rng)

@@ -74,9 +74,7 @@ def save_state(
             shutil.rmtree(older)
 
 
-def load_state(
-    work: Path, parameters: dict[str, torch.nn.Parameter], optimiser: torch.optim.Optimizer
-) -> Progress:
+def load_state(work: Path, parameters: dict[str, torch.nn.Parameter], optimiser: torch.optim.Optimizer) -> Progress:
     """Puts the latest state back; a fresh `Progress` where there is none.
 
     Raises:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -33,7 +32,7 @@ from harness.evaluation.catalogue import ChosenTask, choose, prompt_hash
 from harness.evaluation.record import write_atomically
 from harness.evaluation.rendering import load_tasks
 from harness.heads import HeadLayout, make_layout
-from harness.models import LocalModel, resolve_model
+from harness.models import KEPT_CHECKPOINTS, LocalModel, resolve_model
 from harness.scoring.encoding import TextEncoder
 from harness.training.card import model_card
 from harness.training.examples import Example, make_examples
@@ -42,7 +41,6 @@ from harness.training.model import MultitaskModel, build_model
 from harness.training.recipe import Recipe, load_recipe
 from harness.training.trainer import LOG, Evaluation, Trainer, all_examples
 
-CHECKPOINTS_DIR = Path("results") / "checkpoints"
 _SETTINGS = "settings.json"
 _BEST = "best-"
 
@@ -89,7 +87,7 @@ def train(
         UserError: anything that the user can mend. The best checkpoint and the latest state stay for --resume.
     """
     recipe = load_recipe(options.recipe)
-    output = options.output or CHECKPOINTS_DIR / Path(options.recipe).stem
+    output = options.output or KEPT_CHECKPOINTS / Path(options.recipe).stem
     processes = PartialState()
     dtype = pick_dtype(recipe.dtype, processes.device.type)
     accelerator = Accelerator(mixed_precision="bf16" if dtype is torch.bfloat16 else "no")
@@ -229,9 +227,7 @@ def _prepare(
     encoder = TextEncoder(tokenizer)
     chat_template = bool(tokenizer.chat_template)
     layout = make_layout(recipe.kinds())
-    chosen = {
-        task: choose([task], part.prompt)[0] for task, part in recipe.tasks.items()
-    }
+    chosen = {task: choose([task], part.prompt)[0] for task, part in recipe.tasks.items()}
     tasks = load_tasks(list(chosen.values()), data=data, split="validation")
     found: dict[str, dict[str, list[Example]]] = {"train": {}, "validation": {}}
     for task, part in recipe.tasks.items():

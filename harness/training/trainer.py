@@ -263,7 +263,8 @@ class Trainer:
                 scored.extend(zip(batch, np.split(scores, borders), strict=True))
             if accelerator.num_processes > 1:
                 scored = gather_object(scored)
-            figures[task] = task_figures(task, [(examples[number], scores) for number, scores in sorted(scored, key=_first)])
+            by_number = dict(scored)
+            figures[task] = task_figures(task, [(one, by_number[number]) for number, one in enumerate(examples)])
         return Evaluation(self.progress.step, mean_figure(figures), figures)
 
     def _check(self, found: float, limit: float, task: str) -> None:
@@ -307,10 +308,6 @@ def learning_rate_share(recipe: Recipe, step: int) -> float:
     return {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[recipe.schedule]
 
 
-def _first(pair: tuple[int, Any]) -> int:
-    return pair[0]
-
-
 def _to_stored(states: torch.Tensor) -> np.ndarray:
     states = states.detach().cpu()
     return states.view(torch.uint16).numpy() if states.dtype == torch.bfloat16 else states.float().numpy()
@@ -351,5 +348,3 @@ def _step_of(line: str) -> float:
         return json.loads(line)["step"]
     except (ValueError, KeyError):
         return math.inf
-
-
