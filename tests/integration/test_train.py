@@ -1,0 +1,371 @@
+"""`rsg-harness train` through the real command: a small model, the mini set, kills, processes, what the checkpoint does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from harness.evaluation.record import read_record, read_samples
+from tests.integration.conftest import ONE_THREAD, RSG_HARNESS, Command
+from tests.tiny_gemma import make_tiny_gemma
+
+RECIPE: dict[str, Any] = {
+    "frozen_layers": 3,
+    "lora": {"rank": 4, "alpha": 8, "dropout": 0.1},
+    "tasks": {
+        "rcb": {},
+        "parus": {"head": "likelihood"},
+        "muserc": {"limit": 4},
+        "terra": {},
+        "russe": {"class_weights": [1, 2]},
+        "rwsd": {},
+        "danetqa": {"limit": 8},
+        "rucos": {"limit": 2},
+    },
+    "loss": {"weights": "uncertainty"},
+    "steps": 8,
+    "batches_per_step": 4,
+    "batch_tokens": 2048,
+    "max_tokens": 2048,
+    "learning_rate": 1e-3,
+    "heads_learning_rate": 1e-3,
+    "warmup_steps": 2,
+    "evaluate_every": 4,
+    "evaluate_limit": 4,
+    "save_every": 2,
+    "dtype": "float32",
+}
+
+
+@pytest.fixture(scope="module")
+def float32_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stored in float32, so that fusing LoRA into it rounds nothing."""
+    directory = tmp_path_factory.mktemp("models") / "tiny-float32"
+    return make_tiny_gemma(directory, dtype="float32", max_position_embeddings=4096)
+
+
+@pytest.fixture(scope="module")
+def shared_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """One cache for all runs of this module: a run finds what another kept, which must not change its numbers."""
+    cache = str(tmp_path_factory.mktemp("cache"))
+    return {**os.environ, "RSG_HARNESS_CACHE": cache, "HF_HUB_OFFLINE": "1", **ONE_THREAD}
+
+
+def write_recipe(directory: Path, model: Path, **changes: Any) -> Path:
+    path = directory / "small.yaml"
+    path.write_text(yaml.safe_dump({"model": str(model), **RECIPE, **changes}), encoding="utf-8")
+    return path
+
+
+def call(environment: dict[str, str], *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [RSG_HARNESS, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=240
+    )
+
+
+def steps_of(log: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(
+    tmp_path_factory: pytest.TempPathFactory, float32_model: Path, shared_environment: dict[str, str]
+) -> Path:
+    """A checkpoint trained without any disturbance."""
+    directory = tmp_path_factory.mktemp("train")
+    recipe = write_recipe(directory, float32_model)
+    output = directory / "small"
+    done = call(shared_environment, "train", "--recipe", recipe, "--output", output)
+    assert done.returncode == 0, done.stderr
+    assert f"checkpoint: {output}" in done.stdout
+    return output
+
+
+def test_a_checkpoint_holds_only_safetensors_json_and_its_card(checkpoint: Path) -> None:
+    assert {path.name for path in checkpoint.iterdir()} == {
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "heads.safetensors",
+        "rsg_checkpoint.json",
+        "training_log.jsonl",
+    }
+    assert not checkpoint.with_name("small.training").exists()
+    card = (checkpoint / "README.md").read_text(encoding="utf-8")
+    assert "Gemma Terms of Use" in card
+    assert "| terra | classification |" in card
+
+
+def test_the_loss_falls(checkpoint: Path) -> None:
+    losses = [entry["loss"] for entry in steps_of(checkpoint / "training_log.jsonl") if "loss" in entry]
+    assert len(losses) == RECIPE["steps"]
+    assert sum(losses[-3:]) < sum(losses[:3])
+
+
+@pytest.mark.parametrize("backend", [("torch",), ("mlx-bf16", "--execution", "mlx"), ("mlx-bf16",)])
+def test_a_run_answers_with_the_heads_and_gives_the_figures_of_training(
+    checkpoint: Path, shared_environment: dict[str, str], tmp_path: Path, backend: tuple[str, ...]
+) -> None:
+    """In float32 nothing is rounded, so backends agree with training, task by task. bfloat16 weights come close."""
+    output = tmp_path / "run"
+    done = call(
+        shared_environment, "run", "--model", checkpoint, "--dtype", "float32", "--limit", "4",
+        "--tasks", "rcb,parus,muserc,terra,russe,rwsd,danetqa,rucos,lidirus",
+        "--seed", "1234", "--output", output, "--backend", *backend,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    record = read_record(output)
+    assert record.tasks["terra"].head == record.tasks["lidirus"].head == "classification"
+    assert record.tasks["muserc"].head == "sigmoid"
+    assert record.tasks["parus"].head == "likelihood"
+    assert record.tasks["rucos"].head == "ranking"
+    for sample in read_samples(output):
+        if sample.task != "parus":  # whose scores are log-probabilities of texts
+            assert sum(2.718281828**score for score in sample.scores) == pytest.approx(1, abs=1e-5)
+    if backend == ("torch",):
+        trained = json.loads((checkpoint / "rsg_checkpoint.json").read_text())["training"]["validation"]["figures"]
+        for task, parts in trained.items():
+            assert record.tasks[task].score == pytest.approx(parts["rsg"], abs=1e-9), task
+
+
+def test_mlx_scores_with_the_heads_as_torch_does(
+    checkpoint: Path, shared_environment: dict[str, str], tmp_path: Path
+) -> None:
+    scores = {}
+    for backend in (("torch",), ("mlx-q8",), ("mlx-q8", "--execution", "mlx")):
+        output = tmp_path / "-".join(backend).replace("--", "")
+        done = call(
+            shared_environment, "run", "--model", checkpoint, "--dtype", "float32", "--limit", "3",
+            "--tasks", "terra,muserc,rucos", "--output", output, "--backend", *backend,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        scores[backend] = [score for sample in read_samples(output) for score in sample.scores]
+    torch_q8, mlx_q8 = scores["mlx-q8",], scores["mlx-q8", "--execution", "mlx"]
+    assert mlx_q8 == pytest.approx(torch_q8, abs=2e-3)
+    assert torch_q8 == pytest.approx(scores["torch",], abs=0.5)
+    assert torch_q8 != pytest.approx(scores["torch",], abs=1e-4)
+
+
+def test_predict_gives_probabilities(checkpoint: Path, shared_environment: dict[str, str]) -> None:
+    done = call(
+        shared_environment, "predict", "--model", checkpoint, "--task", "terra",
+        "--premise", "Кошка спит на диване.", "--hypothesis", "Животное отдыхает.",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "entailment" in done.stdout
+    shares = [float(word.rstrip("%")) for word in done.stdout.split() if word.endswith("%")]
+    assert sum(shares) == pytest.approx(100, abs=0.11)
+
+
+def kill_when(process: subprocess.Popen[str], is_time: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 180
+    while not is_time():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.parametrize("at_step", [1, 5])
+def test_a_killed_training_goes_on_as_if_nothing_had_happened(
+    checkpoint: Path, float32_model: Path, shared_environment: dict[str, str], tmp_path: Path, at_step: int
+) -> None:
+    """SIGKILL after a step, then --resume: the log and the weights are those of the undisturbed run, bit for bit."""
+    recipe = write_recipe(tmp_path, float32_model)
+    output = tmp_path / "small"
+    log = tmp_path / "small.training" / "log.jsonl"
+    command = [RSG_HARNESS, "train", "--recipe", str(recipe), "--output", str(output)]
+    process = subprocess.Popen(
+        command, env=shared_environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    kill_when(process, lambda: log.exists() and log.read_text().count("learning_rate") >= at_step)
+    assert not output.exists()
+    again = call(shared_environment, *command[1:])
+    assert again.returncode == 2
+    assert "--resume" in again.stderr
+    resumed = call(shared_environment, *command[1:], "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert steps_of(output / "training_log.jsonl") == steps_of(checkpoint / "training_log.jsonl")
+    for name in ("adapter_model.safetensors", "heads.safetensors"):
+        assert (output / name).read_bytes() == (checkpoint / name).read_bytes(), name
+
+
+def test_two_processes_train_to_the_loss_of_one(
+    checkpoint: Path, float32_model: Path, shared_environment: dict[str, str], tmp_path: Path
+) -> None:
+    recipe = write_recipe(tmp_path, float32_model)
+    output = tmp_path / "small"
+    done = subprocess.run(
+        [
+            str(Path(sys.executable).with_name("accelerate")), "launch", "--cpu", "--num_processes", "2",
+            "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
+            "-m", "harness.cli", "train", "--recipe", str(recipe), "--output", str(output),
+        ],
+        env=shared_environment, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    one, two = (steps_of(directory / "training_log.jsonl") for directory in (checkpoint, output))
+    assert [entry["step"] for entry in two] == [entry["step"] for entry in one]
+    for before, after in zip(one, two, strict=True):
+        for key in ("loss", "gradient_norm", "mean"):
+            if key in before:
+                assert after[key] == pytest.approx(before[key], rel=1e-3), (before["step"], key)
+
+
+def test_without_the_cache_of_the_frozen_layers_the_loss_curve_is_the_same(
+    checkpoint: Path, float32_model: Path, shared_environment: dict[str, str], tmp_path: Path
+) -> None:
+    recipe = write_recipe(tmp_path, float32_model, frozen_cache_gb=0)
+    output = tmp_path / "small"
+    done = call(shared_environment, "train", "--recipe", recipe, "--output", output)
+    assert done.returncode == 0, done.stderr
+    assert "frozen layers' output" not in done.stderr
+    losses = [
+        [entry["loss"] for entry in steps_of(directory / "training_log.jsonl") if "loss" in entry]
+        for directory in (checkpoint, output)
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_layers_trained_in_full_make_a_checkpoint_that_runs(
+    float32_model: Path, shared_environment: dict[str, str], tmp_path: Path
+) -> None:
+    changes = {"lora": None, "tasks": {"terra": {}, "russe": {}}, "steps": 4, "frozen_layers": 6}
+    recipe = write_recipe(tmp_path, float32_model, **changes)
+    output = tmp_path / "full"
+    done = call(shared_environment, "train", "--recipe", recipe, "--output", output)
+    assert done.returncode == 0, done.stderr
+    assert (output / "layers.safetensors").exists()
+    run = call(
+        shared_environment, "run", "--model", output, "--dtype", "float32", "--limit", "4", "--tasks",
+        "terra,russe,rwsd", "--output", tmp_path / "run",
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    record = read_record(tmp_path / "run")
+    assert record.tasks["rwsd"].head is None
+    trained = json.loads((output / "rsg_checkpoint.json").read_text())["training"]["validation"]["figures"]
+    for task in ("terra", "russe"):
+        assert record.tasks[task].score == pytest.approx(trained[task]["rsg"], abs=1e-9)
+
+
+def refused(environment: dict[str, str], *arguments: str | Path) -> str:
+    done = call(environment, *arguments)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    [line] = [line for line in done.stderr.splitlines() if "error:" in line]
+    return line
+
+
+def test_bad_recipes_are_refused_before_anything_is_loaded(
+    float32_model: Path, shared_environment: dict[str, str], tmp_path: Path
+) -> None:
+    def train(**changes: Any) -> str:
+        recipe = write_recipe(tmp_path, float32_model, **changes)
+        return refused(shared_environment, "train", "--recipe", recipe, "--output", tmp_path / "out")
+
+    assert "learning_rate" in train(learning_rat=1)
+    assert "the model has 8" in train(frozen_layers=9)
+    assert "never trained on" in train(tasks={"lidirus": {}})
+
+
+def test_a_task_without_training_data_is_refused(
+    float32_model: Path, shared_environment: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "data" / "TERRa").mkdir(parents=True)
+    for name in ("train.jsonl", "val.jsonl"):
+        (tmp_path / "data" / "TERRa" / name).write_text("", encoding="utf-8")
+    recipe = write_recipe(tmp_path, float32_model, tasks={"terra": {}})
+    line = refused(
+        shared_environment, "train", "--recipe", recipe, "--output", tmp_path / "out", "--data", tmp_path / "data"
+    )
+    assert "terra" in line.lower()
+
+
+def test_an_exploding_loss_stops_with_step_and_task_and_keeps_the_best_checkpoint(
+    float32_model: Path, shared_environment: dict[str, str], tmp_path: Path
+) -> None:
+    changes = {
+        "tasks": {"terra": {}}, "learning_rate": 1e4, "heads_learning_rate": 1e4, "warmup_steps": 0,
+        "schedule": "constant", "evaluate_every": 1, "loss": {"weights": "fixed"},
+    }  # fmt: skip
+    recipe = write_recipe(tmp_path, float32_model, **changes)
+    line = refused(shared_environment, "train", "--recipe", recipe, "--output", tmp_path / "out")
+    assert "step" in line
+    assert "terra" in line
+    assert list((tmp_path / "out.training").glob("best-*/rsg_checkpoint.json"))
+
+
+def test_resume_refuses_a_changed_recipe_and_says_what_differs(
+    float32_model: Path, shared_environment: dict[str, str], tmp_path: Path
+) -> None:
+    work = tmp_path / "out.training"
+    work.mkdir()
+    recipe = write_recipe(tmp_path, float32_model, tasks={"terra": {}}, steps=4)
+    started = subprocess.Popen(
+        [RSG_HARNESS, "train", "--recipe", str(recipe), "--output", str(tmp_path / "out")],
+        env=shared_environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    kill_when(started, lambda: (work / "settings.json").exists())
+    recipe = write_recipe(tmp_path, float32_model, tasks={"terra": {}}, steps=4, seed=5)
+    line = refused(shared_environment, "train", "--recipe", recipe, "--output", tmp_path / "out", "--resume")
+    assert "recipe.seed (1234, now 5)" in line
+
+
+def test_a_full_disk_keeps_what_was_saved_before(
+    float32_model: Path, shared_environment: dict[str, str], tmp_path: Path
+) -> None:
+    """RLIMIT_FSIZE stands in for the full disk: no file may grow beyond 40 kB, so no state can be written."""
+    recipe = write_recipe(tmp_path, float32_model, tasks={"terra": {}}, frozen_cache_gb=0)
+    limit = "import resource, signal, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)); "
+    limit += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); from harness.cli import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", limit, "train", "--recipe", str(recipe), "--output", str(tmp_path / "out")],
+        env=shared_environment, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "cannot save" in done.stderr
+    assert "Traceback" not in done.stderr
+    resumed = call(shared_environment, "train", "--recipe", recipe, "--output", tmp_path / "out", "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+
+
+@pytest.mark.parametrize("name", ["heads.safetensors", "adapter_model.safetensors", "adapter_config.json"])
+def test_a_damaged_checkpoint_names_the_file(
+    checkpoint: Path, shared_environment: dict[str, str], tmp_path: Path, name: str
+) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in checkpoint.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    content = bytearray((copy / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / name).write_bytes(content)
+    assert name in refused(shared_environment, "run", "--model", copy)
+
+
+def test_best_is_the_kept_checkpoint_with_the_highest_mean(
+    checkpoint: Path, rsg_harness: Command, tmp_path: Path
+) -> None:
+    for name, mean in (("good", 0.9), ("poor", 0.1)):
+        kept = tmp_path / "results" / "checkpoints" / name
+        kept.mkdir(parents=True)
+        for file in checkpoint.iterdir():
+            (kept / file.name).write_bytes(file.read_bytes())
+        description = json.loads((kept / "rsg_checkpoint.json").read_text())
+        description["training"]["validation"]["mean"] = mean
+        description["name"] = name
+        (kept / "rsg_checkpoint.json").write_text(json.dumps(description))
+    done = rsg_harness("run", "--model", "best", "--tasks", "terra", "--limit", "2", "--output", "out")
+    assert done.returncode == 0, done.stderr
+    assert read_record(tmp_path / "out").model.name == "good"

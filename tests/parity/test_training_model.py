@@ -1,0 +1,200 @@
+"""The training model against plain transformers: scores, losses, gradients; and against the backends that answer later."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from adapters.torch_backend import load_tokenizer
+from harness.data import cached_split
+from harness.evaluation.catalogue import choose
+from harness.evaluation.rendering import load_tasks
+from harness.heads import HeadLayout, make_layout
+from harness.scoring.encoding import TextEncoder
+from harness.scoring.packing import stack
+from harness.training.examples import Example, make_examples
+from harness.training.loss import batch_targets, question_losses
+from harness.training.model import MultitaskModel, build_model, make_inputs
+from harness.training.recipe import LoraRecipe, Recipe, TaskRecipe
+from tests.tiny_gemma import make_tiny_gemma
+
+CPU = torch.device("cpu")
+WINDOW = 16  # of the tiny model: every prompt is longer
+KINDS = {"terra": "classification", "muserc": "sigmoid", "parus": "ranking", "danetqa": "likelihood", "rucos": "ranking"}
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_gemma(tmp_path_factory.mktemp("models") / "tiny", max_position_embeddings=4096)
+
+
+@pytest.fixture(scope="module")
+def layout() -> HeadLayout:
+    return make_layout(KINDS)
+
+
+@pytest.fixture(scope="module")
+def examples(model_dir: Path, layout: HeadLayout) -> dict[str, list[Example]]:
+    """Two documents a task from the mini set."""
+    tokenizer = load_tokenizer(model_dir)
+    encoder = TextEncoder(tokenizer)
+    tasks = load_tasks(choose(list(KINDS)), data="mini", split="validation")
+    found = {}
+    for name in KINDS:
+        rows = [document.row() for document in cached_split(name, "train", "mini").documents]
+        found[name] = make_examples(name, tasks[f"rsg_{name}"], rows, encoder, tokenizer, layout, 4096, False)[:2]
+    return found
+
+
+@pytest.fixture
+def model(model_dir: Path, layout: HeadLayout) -> MultitaskModel:
+    """Three of eight layers frozen, LoRA above with weights that do something, in float32."""
+    recipe = Recipe(
+        model="tiny",
+        frozen_layers=3,
+        lora=LoraRecipe(rank=4, alpha=8),
+        tasks={task: TaskRecipe(head=kind) for task, kind in KINDS.items()},  # type: ignore[arg-type]
+        steps=1,
+        learning_rate=1e-3,
+        heads_learning_rate=1e-3,
+    )
+    built, _ = build_model(recipe, model_dir, layout, CPU, torch.float32)
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in built.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    return built
+
+
+def sequences_of(example: Example) -> Iterator[tuple[list[int], list[tuple[int, int]]]]:
+    """Each choice's own tokens, and (position, token or row) of what it predicts, read back from the packed sequence."""
+    packed = example.packed
+    for choice in range(packed.sequences):
+        predictions = packed.predictions[packed.predictions[:, 2] == choice]
+        last = max(predictions[:, 0], key=lambda index: packed.positions[index])
+        branch = [index for index in range(last + 1) if packed.until[index] > last]
+        assert [packed.positions[index] for index in branch] == list(range(len(branch)))
+        places = [(int(packed.positions[index]), int(token)) for index, token, _ in predictions]
+        yield [int(packed.tokens[index]) for index in branch], places
+
+
+def plain_scores(model: MultitaskModel, example: Example) -> torch.Tensor:
+    """Scores of all choices by transformers' own forward pass, one sequence at a time."""
+    text_model = model.language_model.model
+    ours = text_model.config._attn_implementation
+    text_model.config._attn_implementation = "eager"
+    weight, bias = model.heads()
+    scores = []
+    try:
+        for tokens, places in sequences_of(example):
+            states = text_model(input_ids=torch.tensor([tokens]), use_cache=False).last_hidden_state[0]
+            if model.layout.kinds[example.task] == "likelihood":
+                logprobs = functional.log_softmax(model.language_model.lm_head(states), dim=-1)
+                scores.append(torch.stack([logprobs[position, token] for position, token in places]).sum())
+            else:
+                [(position, row)] = places
+                scores.append(states[position] @ weight[row] + bias[row])
+    finally:
+        text_model.config._attn_implementation = ours
+    return torch.stack(scores)
+
+
+def packed_scores(model: MultitaskModel, batch: list[Example]) -> torch.Tensor:
+    inputs = make_inputs([example.packed for example in batch], model.window, CPU)
+    return model(inputs, model.lower(inputs), batch[0].task)
+
+
+def mean_loss(scores: torch.Tensor, batch: list[Example]) -> torch.Tensor:
+    questions, right, count = batch_targets(batch, CPU)
+    return question_losses(scores, questions, right, count).mean()
+
+
+def gradients(model: MultitaskModel, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    return {name: value for name, value in zip(parameters, found, strict=True) if value is not None}
+
+
+@pytest.mark.parametrize("task", KINDS)
+def test_a_packed_batch_scores_as_every_sequence_alone(
+    model: MultitaskModel, examples: dict[str, list[Example]], task: str
+) -> None:
+    batch = examples[task]
+    assert max(len(example.packed) for example in batch) > 2 * WINDOW
+    with torch.no_grad():
+        expected = torch.cat([plain_scores(model, example) for example in batch])
+        found = packed_scores(model, batch)
+    torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("task", KINDS)
+def test_the_loss_and_its_gradients_are_those_of_the_sequences_alone(
+    model: MultitaskModel, examples: dict[str, list[Example]], task: str
+) -> None:
+    batch = examples[task]
+    expected = mean_loss(torch.cat([plain_scores(model, example) for example in batch]), batch)
+    found = mean_loss(packed_scores(model, batch), batch)
+    torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-4)
+    wanted, had = gradients(model, expected), gradients(model, found)
+    assert wanted.keys() == had.keys()
+    assert any("lora_A" in name for name in wanted)
+    for name, gradient in wanted.items():
+        scale = float(gradient.abs().max())
+        np.testing.assert_allclose(had[name], gradient, atol=2e-4 * scale + 1e-7, err_msg=name)
+
+
+def test_packing_shares_the_passage(examples: dict[str, list[Example]]) -> None:
+    for task in ("muserc", "rucos"):
+        for example in examples[task]:
+            alone = sum(len(tokens) for tokens, _ in sequences_of(example))
+            assert len(example.packed) < alone / 2, task
+
+
+def test_frozen_layers_get_no_gradient(model: MultitaskModel, examples: dict[str, list[Example]]) -> None:
+    found = gradients(model, mean_loss(packed_scores(model, examples["terra"]), examples["terra"]))
+    numbers = {int(name.split("layers.")[1].split(".")[0]) for name in found if "layers." in name}
+    assert numbers == set(range(3, 8))
+
+
+def test_a_token_sees_its_own_branch_within_the_window_and_nothing_else(examples: dict[str, list[Example]]) -> None:
+    [batch] = [stack([example.packed for example in examples["muserc"]])]
+    packed = examples["muserc"][0].packed
+    for window in (None, WINDOW):
+        mask = batch.mask(window)[0, 0]
+        for tokens, places in sequences_of(examples["muserc"][0]):
+            position, row = places[0]
+            [query] = [i for i, t, _ in packed.predictions.tolist() if packed.positions[i] == position and t == row][:1]
+            seen = np.flatnonzero(mask[query])
+            first = 0 if window is None else max(0, position + 1 - window)
+            assert list(packed.positions[seen]) == list(range(first, position + 1))
+            if window is None and query == packed.predictions[0, 0]:
+                assert list(packed.tokens[seen]) == tokens[: position + 1]
+
+
+def test_heads_started_from_words_rank_labels_as_the_language_model_does(
+    model: MultitaskModel, examples: dict[str, list[Example]], model_dir: Path
+) -> None:
+    tokenizer: Any = load_tokenizer(model_dir)
+    words = [tokenizer(f" {word}", add_special_tokens=False).input_ids for word in ("да", "нет")]
+    assert all(len(word) == 1 for word in words)
+    with torch.no_grad():
+        model.head_weight.zero_()
+        model.head_bias.zero_()
+        model.start_from_words("terra", words)
+        model.start_from_words("muserc", words[::-1])
+        for task, order in (("terra", words), ("muserc", words[::-1])):
+            example = examples[task][0]
+            scores = packed_scores(model, [example])
+            [(tokens, places), *_] = sequences_of(example)
+            states = model.language_model.model(input_ids=torch.tensor([tokens]), use_cache=False).last_hidden_state
+            logits = model.language_model.lm_head(states)[0, places[0][0]]
+            torch.testing.assert_close(
+                scores[1] - scores[0], logits[order[1][0]] - logits[order[0][0]], atol=2e-4, rtol=1e-4
+            )
