@@ -143,7 +143,8 @@ def make_document(task: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     """
     if task not in FIELDS:
         raise UserError(f"unknown task {task!r}", nearest_hint(task, FIELDS, "tasks"))
-    given = {name: value for name, value in fields.items() if value is not None}
+    given = {name: value.strip() if isinstance(value, str) else value for name, value in fields.items()}
+    given = {name: value for name, value in given.items() if value is not None}
     for name in given:
         if name not in FIELDS[task]:
             raise UserError(f"{task} has no field {name!r}", f"it takes {_options(FIELDS[task])}")
@@ -151,8 +152,9 @@ def make_document(task: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     if missing:
         raise UserError(f"{task} needs {_options(missing)}", f"it takes {_options(FIELDS[task])}")
     if task == "rucos":
-        given["entities"] = tuple(part.strip() for part in str(given["entities"]).split(";") if part.strip())
-        if len(given["entities"]) < 2 or "@placeholder" not in given["query"]:
+        parts = [part.strip() for part in str(given["entities"]).split(";")]
+        given["entities"] = tuple(dict.fromkeys(part for part in parts if part))
+        if len(given["entities"]) < 2 or "@placeholder" not in str(given["query"]):
             raise UserError(
                 "rucos needs a gap and two or more entities",
                 "write @placeholder in --query, and --entities 'Москва; Лондон'",

@@ -88,18 +88,30 @@ def _example(
         return [head_sequences(encoder, layout, name, pairs, _UNLIMITED) for pairs in requests]
 
     questions = encoded(docs)
-    longest = max(len(sequence.tokens) for question in questions for sequence in question)
-    cut = 0
-    if longest > max_tokens and name in _PASSAGES:
-        shown = [_shortened(doc, _PASSAGES[name], longest - max_tokens, encoder) for doc in docs]
-        questions = encoded(shown)
-        cut = longest - max(len(sequence.tokens) for question in questions for sequence in question)
+    whole = longest = _longest(questions)
+    excess = 0
+    while longest > max_tokens and name in _PASSAGES and excess < whole:
+        # More than once where the prompt does not show all of a passage's text (RuCoS's marks).
+        excess += longest - max_tokens
+        questions = encoded([_shortened(doc, _PASSAGES[name], excess, encoder) for doc in docs])
+        longest = _longest(questions)
     flat = [sequence for question in questions for sequence in question]
     numbers = [number for number, question in enumerate(questions) for _ in question]
     right = [
         is_right for doc, question in zip(docs, questions, strict=True) for is_right in _right(name, doc, question)
     ]
-    return Example(name, tuple(docs), pack(flat), np.array(numbers, dtype=np.int64), np.array(right, dtype=bool), cut)
+    return Example(
+        name,
+        tuple(docs),
+        pack(flat),
+        np.array(numbers, dtype=np.int64),
+        np.array(right, dtype=bool),
+        whole - longest,
+    )
+
+
+def _longest(questions: Sequence[Sequence[ScoredSequence]]) -> int:
+    return max(len(sequence.tokens) for question in questions for sequence in question)
 
 
 def _right(task: str, doc: dict[str, Any], question: Sequence[Any]) -> list[bool]:

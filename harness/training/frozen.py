@@ -67,14 +67,15 @@ class FrozenStates:
     def _open(self, total: int, say: Callable[[str], None]) -> None:
         try:
             self._states_file.parent.mkdir(parents=True, exist_ok=True)
-            fresh = not self._states_file.exists()
+            # The file is sparse: what is not written yet takes no room yet.
+            taken = self._states_file.stat().st_blocks * 512 if self._states_file.exists() else 0
             free = shutil.disk_usage(self._states_file.parent).free
             part = "" if self._kept == total else f" (of {self._kept} of {total} texts: frozen_cache_gb)"
             say(f"frozen layers' output: {self.size_bytes / GIB:.2f} GiB in {self._states_file.parent}{part}")
-            if fresh and free < self.size_bytes:
+            if free < self.size_bytes - taken:
                 raise UserError(
                     f"{self._states_file.parent} has {free / GIB:.1f} GiB free, the frozen layers' output takes "
-                    f"{self.size_bytes / GIB:.1f}",
+                    f"{(self.size_bytes - taken) / GIB:.1f} more",
                     "free some space, set RSG_HARNESS_CACHE, or lower frozen_cache_gb in the recipe (0: none)",
                 )
             self._states = _mapped(self._states_file, self._type, self.size_bytes // self._type.itemsize)

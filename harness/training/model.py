@@ -27,6 +27,8 @@ from harness.training.recipe import Recipe
 
 # Positions projected to the whole vocabulary at a time: 128 rows of 262,144 logits are 128 MB in float32.
 POSITION_CHUNK = 128
+# Of a standardised hidden state: values that hardly differ between documents are not blown up.
+SMALLEST_SCALE = 0.05
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,15 @@ class MultitaskModel(nn.Module):
         self._parts = (_part(text_model, 0, frozen), _part(text_model, frozen, layers))
         self.window = int(text_model.config.sliding_window)
         # Row 0 of the layout is the constant zero and no parameter.
-        self.head_weight = nn.Parameter(torch.zeros(layout.rows - 1, text_model.config.hidden_size))
-        self.head_bias = nn.Parameter(torch.zeros(layout.rows - 1))
+        rows, width = layout.rows - 1, text_model.config.hidden_size
+        self.head_weight = nn.Parameter(torch.zeros(rows, width))
+        self.head_bias = nn.Parameter(torch.zeros(rows))
+        self.head_start: torch.Tensor
+        self.head_center: torch.Tensor
+        self.head_scale: torch.Tensor
+        self.register_buffer("head_start", torch.zeros(rows, width))
+        self.register_buffer("head_center", torch.zeros(rows, width))
+        self.register_buffer("head_scale", torch.ones(rows, width))
         # Learned log σ² of each task, used where the recipe weighs by uncertainty.
         self.log_variances = nn.Parameter(torch.zeros(len(layout.kinds)))
 
@@ -118,11 +127,30 @@ class MultitaskModel(nn.Module):
         """
         vocabulary = self.language_model.get_output_embeddings().weight
         rows = [vocabulary[torch.tensor(list(word))].float().mean(0) for word in words]
-        places = [row - 1 for row in self.layout.rows_of(task)]
+        places = self._places(task)
         if self.layout.kinds[task] == "classification":
-            self.head_weight[places] = torch.stack(rows).to(self.head_weight)
+            self.head_start[places] = torch.stack(rows).to(self.head_start)
         elif self.layout.kinds[task] == "sigmoid":
-            self.head_weight[places] = (rows[1] - rows[0]).to(self.head_weight)[None]
+            self.head_start[places] = (rows[1] - rows[0]).to(self.head_start)[None]
+
+    @torch.no_grad()
+    def standardise(self, task: str, states: torch.Tensor) -> None:
+        """Lets a head train on standardised hidden states.
+
+        At the last token of one prompt Gemma-3's states are nearly the same for all documents: a few values of about
+        100 that never change, and differences below 1. Untransformed, a step of the optimiser moves mostly the sum that
+        all documents share.
+
+        Args:
+            task: of the head.
+            states: float32 [n, hidden size], what the head reads of some training documents.
+        """
+        places = self._places(task)
+        self.head_center[places] = states.mean(0).to(self.head_center)
+        self.head_scale[places] = states.std(0).clamp_min(SMALLEST_SCALE).to(self.head_scale)
+
+    def _places(self, task: str) -> list[int]:
+        return [row - 1 for row in self.layout.rows_of(task)]
 
     @torch.no_grad()
     def lower(self, inputs: Inputs) -> torch.Tensor:
@@ -130,8 +158,10 @@ class MultitaskModel(nn.Module):
         return _run(self._parts[0], inputs, inputs_embeds=None)
 
     def heads(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(weight [rows, hidden size], bias [rows]) with the constant row."""
-        return functional.pad(self.head_weight, (0, 0, 1, 0)), functional.pad(self.head_bias, (1, 0))
+        """(weight [rows, hidden size], bias [rows]) over plain hidden states, with the constant row."""
+        scaled = self.head_weight / self.head_scale
+        bias = self.head_bias - (scaled * self.head_center).sum(-1)
+        return functional.pad(self.head_start + scaled, (0, 0, 1, 0)), functional.pad(bias, (1, 0))
 
     def forward(self, inputs: Inputs, lower: torch.Tensor, task: str) -> torch.Tensor:
         """Scores of all choices of a batch of one task, float32 [choices].
@@ -144,7 +174,7 @@ class MultitaskModel(nn.Module):
             lower: from the method of this name.
             task: of the whole batch.
         """
-        states = _run(self._parts[1], inputs, inputs_embeds=lower).flatten(0, 1)[inputs.reads]
+        states = self.read_states(inputs, lower)
         if self.layout.kinds[task] == "likelihood":
             parts = self._log_probabilities(states, inputs)
         else:
@@ -153,6 +183,10 @@ class MultitaskModel(nn.Module):
                 parts = (states.float()[inputs.sources] * weight[inputs.predicted]).sum(-1) + bias[inputs.predicted]
         count = int(inputs.choices.max()) + 1
         return torch.zeros(count, device=parts.device).index_add(0, inputs.choices, parts)
+
+    def read_states(self, inputs: Inputs, lower: torch.Tensor) -> torch.Tensor:
+        """Last hidden states where the batch is read, [reads, hidden size]."""
+        return _run(self._parts[1], inputs, inputs_embeds=lower).flatten(0, 1)[inputs.reads]
 
     def _log_probabilities(self, states: torch.Tensor, inputs: Inputs) -> torch.Tensor:
         """Log-probabilities of the predicted tokens; the normalisers in the type of the weights."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -28,7 +28,7 @@ class TaskRecipe(_Part):
     weight: float = Field(default=1.0, gt=0)  # of its loss, where `loss.weights` is "fixed"
     limit: int | None = Field(default=None, ge=1)  # documents, evenly sampled from the train split
     prompt: str | None = None  # of the task file; None: its default
-    class_weights: tuple[float, ...] | None = None  # by label
+    class_weights: tuple[Annotated[float, Field(gt=0)], ...] | None = None  # by label
 
 
 class LoraRecipe(_Part):
@@ -103,7 +103,7 @@ def load_recipe(name: str) -> Recipe:
     if not isinstance(values, dict):
         raise UserError(f"{path}: a recipe is a mapping of keys", f"see {RECIPE_DIR / 'gemma-3-270m.yaml'}")
     if isinstance(values.get("tasks"), dict):
-        values["tasks"] = {task: part or {} for task, part in values["tasks"].items()}
+        values["tasks"] = {task: {} if part is None else part for task, part in values["tasks"].items()}
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
@@ -141,7 +141,9 @@ def _check_tasks(path: Path, recipe: Recipe) -> None:
             raise UserError(
                 f"{path}: {task} cannot have a {part.head} head", f"it takes {', '.join(allowed_kinds(task))}"
             )
-        if part.class_weights and (recipe.kinds()[task] == "ranking" or len(part.class_weights) != _labels(task)):
+        if part.class_weights is not None and (
+            recipe.kinds()[task] == "ranking" or len(part.class_weights) != _labels(task)
+        ):
             raise UserError(
                 f"{path}: tasks.{task}.class_weights does not fit", f"one number for each of its {_labels(task)} labels"
             )

@@ -69,17 +69,21 @@ def one_epoch(
     batches: list[list[int]] = []
     for start in range(0, len(order), per_chunk):
         chunk = order[start : start + per_chunk]
-        batch: list[int] = []
-        for number in chunk[np.argsort(-lengths[chunk], kind="stable")]:
-            if batch and (len(batch) + 1) * lengths[batch[0]] > batch_tokens:
-                batches.append(batch)
-                batch = []
-            batch.append(int(number))
-        batches.append(batch)
-        if len(batches) > 1 and 2 * len(batches[-1]) < len(batches[-2]):
-            # A remainder of a few examples would weigh as much as a full batch: share two batches evenly.
-            both = batches[-2] + batches[-1]
-            batches[-2:] = [both[: len(both) // 2], both[len(both) // 2 :]]
+        batches.extend(_batches(chunk[np.argsort(-lengths[chunk], kind="stable")], lengths, batch_tokens))
     if rng is not None:
         batches = [batches[place] for place in rng.permutation(len(batches))]
+    return batches
+
+
+def _batches(chunk: np.ndarray, lengths: np.ndarray, batch_tokens: int) -> list[list[int]]:
+    """Batches of examples that stand in order of length, the longest first."""
+    batches: list[list[int]] = []
+    for number in chunk:
+        if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > batch_tokens:
+            batches.append([])
+        batches[-1].append(int(number))
+    if len(batches) > 1 and 2 * len(batches[-1]) < len(batches[-2]):
+        # A remainder of a few examples would weigh as much as a full batch: two batches share evenly.
+        both = batches[-2] + batches[-1]
+        batches[-2:] = [both[: len(both) // 2], both[len(both) // 2 :]]
     return batches

@@ -43,24 +43,24 @@ class Progress:
 
 
 def save_state(
-    work: Path, progress: Progress, parameters: dict[str, torch.nn.Parameter], optimiser: torch.optim.Optimizer
+    work: Path, progress: Progress, tensors: dict[str, torch.Tensor], optimiser: torch.optim.Optimizer
 ) -> None:
     """Saves a state and drops the ones before it.
 
     Args:
         work: the run's directory.
         progress: where it stands.
-        parameters: the trained ones by name.
-        optimiser: AdamW over these.
+        tensors: trained parameters, and others to keep, by name.
+        optimiser: AdamW over the parameters among them.
 
     Raises:
         UserError: the disk is full. The state before stands.
     """
     moments = {}
-    for name, parameter in parameters.items():
-        for key, value in optimiser.state[parameter].items():
+    for name, tensor in tensors.items():
+        for key, value in optimiser.state.get(tensor, {}).items():
             moments[f"{name}/{key}"] = value.detach().cpu().contiguous()
-    weights = {name: parameter.detach().cpu().contiguous() for name, parameter in parameters.items()}
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     directory = work / f"{_PREFIX}{progress.step:06d}"
     if not directory.exists():
         contents = {
@@ -74,7 +74,7 @@ def save_state(
             shutil.rmtree(older)
 
 
-def load_state(work: Path, parameters: dict[str, torch.nn.Parameter], optimiser: torch.optim.Optimizer) -> Progress:
+def load_state(work: Path, tensors: dict[str, torch.Tensor], optimiser: torch.optim.Optimizer) -> Progress:
     """Puts the latest state back; a fresh `Progress` where there is none.
 
     Raises:
@@ -88,18 +88,20 @@ def load_state(work: Path, parameters: dict[str, torch.nn.Parameter], optimiser:
         weights, moments = load_file(directory / _WEIGHTS), load_file(directory / _OPTIMISER)
         progress = Progress(**json.loads((directory / _PROGRESS).read_text(encoding="utf-8")))
         with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(weights[name])
-                optimiser.state[parameter] = _moments_of(name, moments, parameter)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            for name, tensor in tensors.items():
+                tensor.copy_(weights[name])
+                found = _moments_of(name, moments, tensor)
+                if found:
+                    optimiser.state[tensor] = found
+    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{directory} is damaged: {error}", "delete the directory to train afresh") from error
     return progress
 
 
-def _moments_of(name: str, moments: dict[str, torch.Tensor], parameter: torch.nn.Parameter) -> dict[str, Any]:
+def _moments_of(name: str, moments: dict[str, torch.Tensor], tensor: torch.Tensor) -> dict[str, Any]:
     """The optimiser's entries of one parameter; its step counter stays on the CPU, where AdamW keeps it."""
     found = {key.rpartition("/")[2]: value for key, value in moments.items() if key.rpartition("/")[0] == name}
-    return {key: value if key == "step" else value.to(parameter.device) for key, value in found.items()}
+    return {key: value if key == "step" else value.to(tensor.device) for key, value in found.items()}
 
 
 def _states(work: Path) -> list[Path]:

@@ -30,7 +30,7 @@ from harness.training.evaluation import mean_figure, task_figures
 from harness.training.examples import Example
 from harness.training.frozen import FrozenStates
 from harness.training.loss import batch_loss, batch_targets, question_losses, task_weights
-from harness.training.model import MultitaskModel, make_inputs, trained_parameters
+from harness.training.model import Inputs, MultitaskModel, make_inputs, trained_parameters
 from harness.training.recipe import Recipe
 from harness.training.schedule import make_schedule, one_epoch
 from harness.training.state import Progress, load_state, save_state
@@ -38,6 +38,8 @@ from harness.training.state import Progress, load_state, save_state
 LOG = "log.jsonl"
 # Cross-entropy over a handful of choices: e**-50 for the right one is no loss but a model that has blown up.
 EXPLODED_LOSS = 50.0
+# Documents of each task by which its head's inputs are standardised.
+STANDARDISING_DOCUMENTS = 48
 Examples = Mapping[str, Sequence[Example]]
 
 
@@ -109,7 +111,10 @@ class Trainer:
                 and the latest state stand.
         """
         recipe = self.recipe
-        self.progress = load_state(self.work, self._parameters, self._optimiser)
+        self.progress = load_state(self.work, self._kept_tensors(), self._optimiser)
+        if self.progress.step == 0:
+            with self._memory_advice():
+                self._standardise_heads()
         on_step(self.progress.step, math.nan)
         with _Log(self.work / LOG, self.progress.step, self._accelerator.is_main_process) as log:
             schedule = make_schedule(
@@ -139,6 +144,26 @@ class Trainer:
                     self._save()
         return self.progress
 
+    def _kept_tensors(self) -> dict[str, torch.Tensor]:
+        """What a state keeps: trained parameters, and the measures that the heads' training started with."""
+        return {**self._parameters, **{name: value for name, value in self.model.named_buffers() if "head_" in name}}
+
+    @torch.no_grad()
+    def _standardise_heads(self) -> None:
+        """Measures what each head reads of some training documents before anything is trained."""
+        self.model.eval()
+        for task, kind in self.model.layout.kinds.items():
+            if kind == "likelihood":
+                continue
+            examples = self.train_examples[task]
+            chosen = examples[:: max(1, len(examples) // STANDARDISING_DOCUMENTS)]
+            states = []
+            for batch in one_epoch(chosen, self.recipe.batch_tokens):
+                inputs, lower = self._inputs([chosen[number] for number in batch])
+                with self._accelerator.autocast():
+                    states.append(self.model.read_states(inputs, lower).float())
+            self.model.standardise(task, torch.cat(states))
+
     def _is_patience_over(self) -> bool:
         return self.recipe.patience is not None and self.progress.since_best >= self.recipe.patience
 
@@ -154,7 +179,7 @@ class Trainer:
 
     def _save(self) -> None:
         if self._accelerator.is_main_process:
-            save_state(self.work, self.progress, self._parameters, self._optimiser)
+            save_state(self.work, self.progress, self._kept_tensors(), self._optimiser)
         self._accelerator.wait_for_everyone()
 
     def _step(self, batches: Sequence[tuple[str, list[int]]]) -> dict[str, Any]:
@@ -211,11 +236,17 @@ class Trainer:
 
     def _scores(self, task: str, examples: Sequence[Example]) -> torch.Tensor:
         """Scores of all choices of a batch, float32 [choices]."""
+        inputs, lower = self._inputs(examples)
+        with self._accelerator.autocast():
+            return self.model(inputs, lower, task)
+
+    def _inputs(self, examples: Sequence[Example]) -> tuple[Inputs, torch.Tensor]:
+        """A batch, and the output of the frozen layers for it."""
         inputs = make_inputs([example.packed for example in examples], self.model.window, self._accelerator.device)
         with self._accelerator.autocast():
-            return self.model(inputs, self._lower(inputs, examples), task)
+            return inputs, self._lower(inputs, examples)
 
-    def _lower(self, inputs: Any, examples: Sequence[Example]) -> torch.Tensor:
+    def _lower(self, inputs: Inputs, examples: Sequence[Example]) -> torch.Tensor:
         """Output of the frozen layers for a batch, from the disk where it is kept.
 
         Where any example's is missing, the whole batch is computed, so that the numbers do not depend on what a killed

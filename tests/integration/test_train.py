@@ -1,4 +1,4 @@
-"""`rsg-harness train` through the real command: a small model, the mini set, kills, processes, what the checkpoint does."""
+"""`rsg-harness train` through the real command: kills, processes, bad input, and what the checkpoint then does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training model against plain transformers: scores, losses, gradients; and against the backends that answer later."""
+"""The training model against plain transformers: scores, losses, gradients."""
 
 from __future__ import annotations
 
@@ -26,7 +26,13 @@ from tests.tiny_gemma import make_tiny_gemma
 
 CPU = torch.device("cpu")
 WINDOW = 16  # of the tiny model: every prompt is longer
-KINDS = {"terra": "classification", "muserc": "sigmoid", "parus": "ranking", "danetqa": "likelihood", "rucos": "ranking"}
+KINDS = {
+    "terra": "classification",
+    "muserc": "sigmoid",
+    "parus": "ranking",
+    "danetqa": "likelihood",
+    "rucos": "ranking",
+}
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +80,7 @@ def model(model_dir: Path, layout: HeadLayout) -> MultitaskModel:
 
 
 def sequences_of(example: Example) -> Iterator[tuple[list[int], list[tuple[int, int]]]]:
-    """Each choice's own tokens, and (position, token or row) of what it predicts, read back from the packed sequence."""
+    """Each choice's own tokens, and (position, token or row) of what it predicts, read back from the packing."""
     packed = example.packed
     for choice in range(packed.sequences):
         predictions = packed.predictions[packed.predictions[:, 2] == choice]

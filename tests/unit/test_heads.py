@@ -1,0 +1,182 @@
+"""Heads: their rows in one matrix, what they read and how their scores become probabilities."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import scipy.special
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.data import LABELS, TASKS
+from harness.errors import UserError
+from harness.heads import (
+    DEFAULT_KINDS,
+    KINDS,
+    Heads,
+    allowed_kinds,
+    head_of,
+    head_sequences,
+    log_softmax,
+    make_layout,
+)
+from harness.scoring.encoding import TextEncoder, encode_pairs
+from tests.tiny_gemma import make_tiny_tokenizer
+
+TOKENIZER = make_tiny_tokenizer()
+ENCODER = TextEncoder(TOKENIZER)
+TRAINED = tuple(DEFAULT_KINDS)
+
+layouts = st.permutations(TRAINED).flatmap(
+    lambda tasks: st.fixed_dictionaries({task: st.sampled_from(allowed_kinds(task)) for task in tasks})
+)
+
+# --- which head -------------------------------------------------------------------------------------------------------
+
+
+def test_lidirus_is_answered_by_the_head_of_terra_and_all_others_by_their_own():
+    assert {task: head_of(task) for task in TASKS} == {task: task for task in TASKS} | {"lidirus": "terra"}
+
+
+@pytest.mark.parametrize("task", TRAINED)
+def test_every_tasks_usual_head_is_one_it_may_have(task):
+    assert DEFAULT_KINDS[task] in allowed_kinds(task)
+    assert set(allowed_kinds(task)) <= set(KINDS)
+
+
+def test_only_tasks_with_two_labels_may_have_a_sigmoid_and_only_those_without_words_of_their_own_are_ranked():
+    assert {task for task in TRAINED if "sigmoid" in allowed_kinds(task)} == set(TRAINED) - {"rcb", "parus", "rucos"}
+    assert {task for task in TRAINED if "ranking" in allowed_kinds(task)} == {"parus", "rucos"}
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+@given(kinds=layouts)
+def test_rows_of_heads_are_disjoint_and_leave_the_first_one_free(kinds):
+    layout = make_layout(kinds)
+    rows = [row for task in kinds for row in layout.rows_of(task)]
+    assert sorted(rows) == list(range(1, layout.rows))
+
+
+@given(kinds=layouts)
+def test_every_choice_is_scored_by_a_row_of_its_own_task_or_by_the_constant(kinds):
+    layout = make_layout(kinds)
+    for task, kind in kinds.items():
+        rows = [layout.row(task, choice) for choice in range(len(LABELS[task]) or 4)]
+        own = list(layout.rows_of(task))
+        if kind == "classification":
+            assert rows == own
+        elif kind == "sigmoid":
+            assert rows == [0, *own]
+        elif kind == "ranking":
+            assert set(rows) == set(own)
+        else:
+            assert own == []
+
+
+def test_the_order_of_the_tasks_is_the_order_of_their_rows():
+    layout = make_layout(
+        {"terra": "classification", "parus": "likelihood", "muserc": "sigmoid", "rcb": "classification"}
+    )
+    assert layout.starts == {"terra": 1, "parus": 3, "muserc": 3, "rcb": 4}
+    assert layout.rows == 7
+
+
+# --- scores -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def heads() -> Heads:
+    """Heads with random numbers, the constant row zero."""
+    layout = make_layout({"terra": "sigmoid", "rcb": "classification"})
+    rng = np.random.default_rng(0)
+    weight, bias = rng.normal(size=(layout.rows, 8)), rng.normal(size=layout.rows)
+    weight[0] = bias[0] = 0
+    return Heads(layout, weight.astype(np.float32), bias.astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_scores_are_the_chosen_entries_of_the_whole_matrix_product(heads, dtype):
+    rng = np.random.default_rng(1)
+    hidden = rng.normal(size=(6, 8)).astype(dtype)
+    sources, rows = rng.integers(0, 6, 40), rng.integers(0, heads.layout.rows, 40)
+    scores, flags = heads.project(hidden, sources, rows)
+    product = hidden.astype(np.float64) @ heads.weight.astype(np.float64).T + heads.bias
+    np.testing.assert_allclose(scores, product[sources, rows], rtol=1e-12)
+    assert scores.dtype == np.float64
+    assert flags.tolist() == [False] * 40
+
+
+def test_the_first_label_of_a_sigmoid_head_scores_nothing(heads):
+    hidden = np.random.default_rng(2).normal(size=(5, 8)).astype(np.float32)
+    rows = np.array([heads.layout.row("terra", choice) for choice in (0, 1)])
+    for number in range(5):
+        scores, _ = heads.project(hidden, np.array([number, number]), rows)
+        assert scores[0] == 0
+        logit = float(hidden[number].astype(np.float64) @ heads.weight[1].astype(np.float64) + heads.bias[1])
+        assert np.exp(log_softmax(scores))[1] == pytest.approx(1 / (1 + math.exp(-logit)))
+
+
+@given(scores=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30))
+def test_log_softmax_is_scipys_and_its_probabilities_sum_to_one(scores):
+    found = log_softmax(scores)
+    np.testing.assert_allclose(found, scipy.special.log_softmax(scores), rtol=1e-12, atol=1e-9)
+    assert np.exp(found).sum() == pytest.approx(1)
+
+
+# --- what a head reads ------------------------------------------------------------------------------------------------
+
+PROMPT = "Текст: снег тает.\nВопрос: тает ли снег?\nОтвет:"
+PAIRS = [(PROMPT, " да"), (PROMPT, " нет")]
+LAYOUT = make_layout({"rcb": "classification", "terra": "classification", "muserc": "sigmoid", "parus": "ranking"})
+
+
+def read(task: str, pairs: list[tuple[str, str]], context_length: int = 1000) -> list[tuple[list[int], int]]:
+    """(tokens that the head reads, its row) of each choice."""
+    sequences = head_sequences(ENCODER, LAYOUT, task, pairs, context_length)
+    for sequence in sequences:
+        assert sequence.continuation_start == len(sequence.tokens) - 1  # one virtual token, which is scored
+    return [(list(sequence.inputs), sequence.tokens[-1]) for sequence in sequences]
+
+
+@pytest.mark.parametrize(("task", "rows"), [("terra", [4, 5]), ("lidirus", [4, 5]), ("muserc", [0, 6])])
+def test_a_classifying_head_reads_the_prompt_and_no_answer(task, rows):
+    assert read(task, PAIRS) == [(TOKENIZER(PROMPT).input_ids, row) for row in rows]
+
+
+def test_a_ranking_head_reads_each_candidate_after_the_prompt():
+    pairs = [("Пошёл снег. Следствие:", " Стало светло."), ("Пошёл снег. Следствие:", " Все уснули.")]
+    assert read("parus", pairs) == [
+        (TOKENIZER("Пошёл снег. Следствие: Стало светло.").input_ids, 7),
+        (TOKENIZER("Пошёл снег. Следствие: Все уснули.").input_ids, 7),
+    ]
+
+
+def test_heads_do_not_read_the_white_space_at_the_end():
+    assert read("terra", [(PROMPT + " \n", "да")]) == [(TOKENIZER(PROMPT).input_ids, 4)]
+
+
+def test_a_likelihood_head_reads_what_the_language_model_does():
+    layout = make_layout({"terra": "likelihood"})
+    for task in ("terra", "lidirus"):
+        assert head_sequences(ENCODER, layout, task, PAIRS, 1000) == encode_pairs(ENCODER, PAIRS, 1000)
+
+
+@pytest.mark.parametrize("task", ["terra", "parus"])
+def test_a_text_longer_than_the_context_loses_its_left_end_but_not_its_bos(task):
+    whole = read(task, PAIRS)
+    for (tokens, row), (cut, cut_row), sequence in zip(
+        whole, read(task, PAIRS, 20), head_sequences(ENCODER, LAYOUT, task, PAIRS, 20), strict=True
+    ):
+        assert cut == [TOKENIZER.bos_token_id, *tokens[-19:]]
+        assert cut_row == row
+        assert sequence.dropped == len(tokens) - 20
+
+
+def test_a_likelihood_head_refuses_a_candidate_that_fills_the_context():
+    layout = make_layout({"parus": "likelihood"})
+    with pytest.raises(UserError, match="fills the model's context"):
+        head_sequences(ENCODER, layout, "parus", [("Да", " слово" * 40)], 16)
