@@ -50,7 +50,7 @@ def grouped_attention(
     # Not -inf: a padding token on the left may see nothing, and its NaN would spread through its keys and values.
     blocked = torch.where(attention_mask, 0.0, torch.finfo(torch.float32).min)
     scale = size**-0.5 if scaling is None else scaling
-    mixed = torch.empty_like(query)
+    parts = []
     for start in range(0, tokens, QUERY_SLICE):
         end = min(start + QUERY_SLICE, tokens)
         first = max(0, earlier + start + 1 - sliding_window) if sliding_window else 0
@@ -59,9 +59,9 @@ def grouped_attention(
         scores = torch.bmm(folded, key[:, :, seen].reshape(batch * groups, -1, size).transpose(1, 2)).float()
         scores = scores.view(batch, heads, end - start, -1).mul_(scale).add_(blocked[:, :, start:end, seen])
         weights = torch.softmax(scores, dim=-1).to(query.dtype).view(batch * groups, folded.shape[1], -1)
-        part = torch.bmm(weights, value[:, :, seen].reshape(batch * groups, -1, size))
-        mixed[:, :, start:end] = part.view(batch, heads, end - start, size)
-    return mixed.transpose(1, 2), None
+        mixed = torch.bmm(weights, value[:, :, seen].reshape(batch * groups, -1, size))
+        parts.append(mixed.view(batch, heads, end - start, size))
+    return torch.cat(parts, dim=2).transpose(1, 2), None
 
 
 AttentionInterface.register(CPU_ATTENTION, grouped_attention)

@@ -23,6 +23,7 @@ from harness.errors import UserError
 from harness.heads import HeadLayout
 from harness.quiet import quiet_libraries
 from harness.scoring.packing import PackedBatch, PackedSequence, stack
+from harness.training.frozen_norm import replace_frozen_norms
 from harness.training.recipe import Recipe
 
 # Positions projected to the whole vocabulary at a time: 128 rows of 262,144 logits are 128 MB in float32.
@@ -273,6 +274,11 @@ def build_model(
         elif upper:
             for number in upper:
                 language_model.model.layers[number].float().requires_grad_(True)
+        for module in language_model.modules():
+            if hasattr(module, "cast_input_dtype_enabled"):
+                # Autocast brings inputs and weights to one type; peft would first widen every input to float32.
+                module.cast_input_dtype_enabled = dtype is torch.float32
+        replace_frozen_norms(language_model.model.layers[recipe.frozen_layers :])
     return MultitaskModel(language_model, recipe.frozen_layers, layout).to(device), wrapper
 
 
