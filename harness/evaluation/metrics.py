@@ -116,13 +116,16 @@ def _matthews(labels: int) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _muserc_counts(items: Sequence[Item]) -> np.ndarray:
-    """[true positives, false positives, false negatives, questions wholly right, questions] of one paragraph."""
+    """Of one paragraph: true positives, false positives, false negatives, questions wholly right, questions, answers
+    judged rightly, answers."""
     hits = sum(item.gold == 1 and item.prediction == 1 for item in items)
     false_alarms = sum(item.gold == 0 and item.prediction != 0 for item in items)
     misses = sum(item.gold == 1 and item.prediction != 1 for item in items)
     wrong_questions = {item.group for item in items if item.prediction != item.gold}
     questions = {item.group for item in items}
-    return np.array([hits, false_alarms, misses, len(questions - wrong_questions), len(questions)], dtype=float)
+    judged = sum(item.prediction == item.gold for item in items)
+    whole = len(questions - wrong_questions)
+    return np.array([hits, false_alarms, misses, whole, len(questions), judged, len(items)], dtype=float)
 
 
 def _muserc_f1a(sums: np.ndarray) -> np.ndarray:
@@ -132,6 +135,10 @@ def _muserc_f1a(sums: np.ndarray) -> np.ndarray:
 
 def _muserc_em(sums: np.ndarray) -> np.ndarray:
     return _divide(sums[..., 3], sums[..., 4])
+
+
+def _muserc_accuracy(sums: np.ndarray) -> np.ndarray:
+    return _divide(sums[..., 5], sums[..., 6])
 
 
 def normalised(text: str) -> str:
@@ -201,6 +208,8 @@ METRICS: dict[str, dict[str, Metric]] = {
         "rsg": Metric("rsg", _muserc_counts, _mean_of(_muserc_f1a, _muserc_em)),
         "f1a": Metric("f1a", _muserc_counts, _muserc_f1a),
         "em": Metric("em", _muserc_counts, _muserc_em),
+        # Not official: of single answers, as some published figures count.
+        "acc": Metric("acc", _muserc_counts, _muserc_accuracy),
     },
     "terra": _accuracy_task(),
     "russe": _accuracy_task(),

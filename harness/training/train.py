@@ -43,6 +43,7 @@ from harness.training.trainer import LOG, Evaluation, Trainer, all_examples
 
 _SETTINGS = "settings.json"
 _BEST = "best-"
+_EVENTS = "tensorboard"
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def train(
     with accelerator.main_process_first():
         frozen = _frozen_states(recipe, base, prepared, model, dtype, say)
     trainer = Trainer(recipe, model, prepared.train, prepared.validation, frozen, accelerator, work)
-    board = _Board(work / "tensorboard", accelerator.is_main_process)
+    board = _Board(work / _EVENTS, accelerator.is_main_process)
 
     def save_best(evaluation: Evaluation) -> None:
         if accelerator.is_main_process:
@@ -125,13 +126,17 @@ def train(
         parts = ", ".join(f"{task} {100 * parts['rsg']:.1f}" for task, parts in evaluation.figures.items())
         say(f"step {evaluation.step}: mean {100 * evaluation.mean:.1f} ({parts})")
 
-    show = progress(recipe.steps) if progress else lambda step, text: None
+    show = progress(recipe.steps) if progress else _show_nothing
+
+    def start(step: int) -> None:
+        board.start(step)
+        show(step, "")
 
     def step_done(step: int, loss: float) -> None:
         board.step(step, loss)
         show(step, f"loss {loss:.3f}")
 
-    trainer.run(step_done, report, save_best)
+    trainer.run(start, step_done, report, save_best)
     board.close()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -142,6 +147,10 @@ def train(
 
 def _silent(text: str) -> None:
     """For processes other than the first."""
+
+
+def _show_nothing(step: int, text: str) -> None:
+    """Where nobody watches."""
 
 
 def _work_directory(output: Path, resume: bool) -> Path:
@@ -337,25 +346,32 @@ def _save_checkpoint(
 
 
 def _publish(work: Path, output: Path) -> None:
-    """Moves the best checkpoint into place, with the log; states and events go."""
+    """Moves the best checkpoint into place, with the log and TensorBoard's events; the states go."""
     best = max(work.glob(f"{_BEST}[0-9]*"))
-    os.replace(work / LOG, best / "training_log.jsonl")
+    # Copied, so that a kill in between leaves all that --resume needs.
+    shutil.copyfile(work / LOG, best / "training_log.jsonl")
+    shutil.copytree(work / _EVENTS, best / _EVENTS, dirs_exist_ok=True)
     os.rename(best, output)
     shutil.rmtree(work)
 
 
 class _Board:
-    """TensorBoard's event files."""
+    """TensorBoard's event files, beside the log."""
 
     def __init__(self, directory: Path, writes: bool) -> None:
-        self._writer = None
-        if writes:
+        self._directory = directory
+        self._writes = writes
+        self._writer: Any = None
+
+    def start(self, step: int) -> None:
+        """Events after the step that training goes on from are struck out."""
+        if self._writes:
             from tensorboardX import SummaryWriter
 
-            self._writer = SummaryWriter(str(directory))
+            self._writer = SummaryWriter(str(self._directory), purge_step=step + 1)
 
     def step(self, step: int, loss: float) -> None:
-        if self._writer and loss == loss:
+        if self._writer:
             self._writer.add_scalar("train/loss", loss, step)
 
     def evaluation(self, evaluation: Evaluation) -> None:

@@ -95,6 +95,7 @@ class Trainer:
 
     def run(
         self,
+        on_start: Callable[[int], object],
         on_step: Callable[[int, float], object],
         on_evaluation: Callable[[Evaluation], object],
         on_best: Callable[[Evaluation], object],
@@ -102,6 +103,7 @@ class Trainer:
         """Trains from the latest state to the end, or until the mean on validation stops rising.
 
         Args:
+            on_start: called with the number of steps done before.
             on_step: called with (step, loss) after every step.
             on_evaluation: called after every evaluation.
             on_best: called when the mean is the best so far; saves the checkpoint.
@@ -115,7 +117,7 @@ class Trainer:
         if self.progress.step == 0:
             with self._memory_advice():
                 self._standardise_heads()
-        on_step(self.progress.step, math.nan)
+        on_start(self.progress.step)
         with _Log(self.work / LOG, self.progress.step, self._accelerator.is_main_process) as log:
             schedule = make_schedule(
                 self.train_examples,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -98,8 +99,10 @@ def test_a_checkpoint_holds_only_safetensors_json_and_its_card(checkpoint: Path)
         "adapter_model.safetensors",
         "heads.safetensors",
         "rsg_checkpoint.json",
+        "tensorboard",
         "training_log.jsonl",
     }
+    assert list((checkpoint / "tensorboard").glob("events.out.tfevents.*"))
     assert not checkpoint.with_name("small.training").exists()
     card = (checkpoint / "README.md").read_text(encoding="utf-8")
     assert "Gemma Terms of Use" in card
@@ -259,6 +262,12 @@ def test_layers_trained_in_full_make_a_checkpoint_that_runs(
         assert record.tasks[task].score == pytest.approx(trained[task]["rsg"], abs=1e-9)
 
 
+def copy_files(source: Path, target: Path) -> None:
+    for file in source.iterdir():
+        if file.is_file():
+            shutil.copyfile(file, target / file.name)
+
+
 def refused(environment: dict[str, str], *arguments: str | Path) -> str:
     done = call(environment, *arguments)
     assert done.returncode == 2, done.stderr
@@ -346,8 +355,7 @@ def test_a_damaged_checkpoint_names_the_file(
 ) -> None:
     copy = tmp_path / "copy"
     copy.mkdir()
-    for file in checkpoint.iterdir():
-        (copy / file.name).write_bytes(file.read_bytes())
+    copy_files(checkpoint, copy)
     content = bytearray((copy / name).read_bytes())
     content[len(content) // 2] ^= 1
     (copy / name).write_bytes(content)
@@ -360,8 +368,7 @@ def test_best_is_the_kept_checkpoint_with_the_highest_mean(
     for name, mean in (("good", 0.9), ("poor", 0.1)):
         kept = tmp_path / "results" / "checkpoints" / name
         kept.mkdir(parents=True)
-        for file in checkpoint.iterdir():
-            (kept / file.name).write_bytes(file.read_bytes())
+        copy_files(checkpoint, kept)
         description = json.loads((kept / "rsg_checkpoint.json").read_text())
         description["training"]["validation"]["mean"] = mean
         description["name"] = name

@@ -135,6 +135,8 @@ def test_muserc_by_hand():
     said = [(0, "a", 1, 1), (0, "a", 0, 0), (0, "b", 1, 0), (0, "b", 0, 0), (1, "c", 0, 1), (1, "c", 1, 1)]
     items = [Item(paragraph, gold, prediction, group) for paragraph, group, gold, prediction in said]
     assert compute(METRICS["muserc"]["f1a"], items) == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
+    right = sum(item.prediction == item.gold for item in items)
+    assert compute(METRICS["muserc"]["acc"], items) == pytest.approx(right / len(items))
     assert compute(METRICS["muserc"]["em"], items) == pytest.approx(1 / 3)
     assert compute(METRICS["muserc"]["rsg"], items) == pytest.approx((2 / 3 + 1 / 3) / 2)
 
