@@ -3,8 +3,8 @@
     python tests/benchmarks/validation_table.py --data path/to/official RUN [RUN …]
 
 The reference counts single examples everywhere (accuracy; for MuSeRC of answers). LiDiRus is left out there, because
-the reference trained on it, and RuCoS, of which only whole sets compare. The majority rows answer every validation document
-with the most frequent label of the train split (LiDiRus: of TERRa's).
+the reference trained on it, and RuCoS, of which only whole sets compare. The majority rows answer every validation
+document with the most frequent label of the train split (LiDiRus: of TERRa's).
 """
 
 from __future__ import annotations
