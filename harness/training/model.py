@@ -120,7 +120,9 @@ class MultitaskModel(nn.Module):
 
     @torch.no_grad()
     def start_from_words(self, task: str, words: Sequence[Sequence[int]]) -> None:
-        """Starts a head at the vocabulary's rows of its answer words, so that training starts at zero-shot quality.
+        """Starts a head at the vocabulary's rows of its answer words, so that training starts from zero-shot answers.
+
+        Once the head is standardised, what all documents share no longer speaks for one answer.
 
         Args:
             task: with a classification or sigmoid head.
@@ -136,7 +138,7 @@ class MultitaskModel(nn.Module):
 
     @torch.no_grad()
     def standardise(self, task: str, states: torch.Tensor) -> None:
-        """Lets a head train on standardised hidden states.
+        """Lets a head read centred hidden states, and train on scaled ones.
 
         At the last token of one prompt Gemma-3's states are nearly the same for all documents: a few values of about
         100 that never change, and differences below 1. Untransformed, a step of the optimiser moves mostly the sum that
@@ -160,9 +162,9 @@ class MultitaskModel(nn.Module):
 
     def heads(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(weight [rows, hidden size], bias [rows]) over plain hidden states, with the constant row."""
-        scaled = self.head_weight / self.head_scale
-        bias = self.head_bias - (scaled * self.head_center).sum(-1)
-        return functional.pad(self.head_start + scaled, (0, 0, 1, 0)), functional.pad(bias, (1, 0))
+        weight = self.head_start + self.head_weight / self.head_scale
+        bias = self.head_bias - (weight * self.head_center).sum(-1)
+        return functional.pad(weight, (0, 0, 1, 0)), functional.pad(bias, (1, 0))
 
     def forward(self, inputs: Inputs, lower: torch.Tensor, task: str) -> torch.Tensor:
         """Scores of all choices of a batch of one task, float32 [choices].
