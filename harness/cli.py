@@ -46,6 +46,17 @@ def build_parser() -> argparse.ArgumentParser:
     board = verbs.add_parser("leaderboard", help="make results/leaderboard.md and .json again from the run records")
     board.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results")
     board.set_defaults(call=_leaderboard)
+    compare = verbs.add_parser(
+        "compare",
+        help="did the second of two runs really get worse?",
+        description="Compares two runs over the same documents and prompts: paired differences with intervals, exact "
+        "tests, flipped answers.",
+        allow_abbrev=False,
+    )
+    compare.add_argument("before", type=Path, metavar="RUN_A", help="directory of a finished run")
+    compare.add_argument("after", type=Path, metavar="RUN_B")
+    compare.add_argument("--flips", type=int, default=0, metavar="N", help="show this many flipped documents a task")
+    compare.set_defaults(call=_compare)
     submit = verbs.add_parser("submit", help="make the official archive from runs over the test split")
     submit.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="directory of a run; several may share the tasks"
@@ -182,7 +193,7 @@ def _add_train(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     train.add_argument(
         "--data", default="mini", metavar="SOURCE", help="mini (default), hub, or the official archive's directory"
     )
-    train.add_argument("--output", type=Path, metavar="DIR", help="default: results/checkpoints/RECIPE")
+    train.add_argument("--output", type=Path, metavar="DIR", help="default: results/checkpoints/RECIPE-rsg")
     train.add_argument("--resume", action="store_true", help="go on with the unfinished training to --output")
     train.set_defaults(call=_train)
 
@@ -306,6 +317,12 @@ def _leaderboard(args: argparse.Namespace) -> None:
 
     for path in write_leaderboard(args.results):
         print(path)
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from harness.reports.compare import compare, comparison_text
+
+    print(comparison_text(compare(args.before, args.after), args.flips))
 
 
 def _submit(args: argparse.Namespace) -> None:

@@ -26,6 +26,7 @@ LEGEND = """\
   on several machines, or together with tasks asked in the other way.
 - Memory at batch size 1: after the model's start and one longest document alone. Peak memory: the most that a whole run
   took. Both are the process's memory, or the GPU allocator's where there is one. Weights: their size as stored."""
+HEADS = "- †: trained on these tasks; heads of its own answer them (leaderboard.json says which)."
 BORROWED = "- \\*: executed by torch: the quality is real, the speed and the memory are not MLX's."
 
 
@@ -40,11 +41,12 @@ def page(board: Leaderboard) -> str:
                 parts.extend([MINI_NOTE] if is_mini else [])
                 parts.extend([_table(HEADERS, [_cells(row, board, machines) for row in rows]), _caveats(rows)])
     borrowed = [BORROWED] if any(row.is_mlx_by_torch for row in board.rows) else []
+    trained = [HEADS] if any(_has_heads(row) for row in board.rows) else []
     numbered = [f"- Machine{f' {n}' if len(machines) > 1 else ''}: {text}." for n, text in enumerate(machines, 1)]
     parts.extend(
         [
             "## How to read this",
-            "\n".join([LEGEND, *borrowed, *numbered]),
+            "\n".join([LEGEND, *trained, *borrowed, *numbered]),
             "## Published figures",
             REFERENCE_NOTE,
             _table(*reference_cells()),
@@ -71,9 +73,14 @@ def _cells(row: Row, board: Leaderboard, machines: Sequence[str]) -> list[str]:
 
 
 def _model_name(row: Row, board: Leaderboard) -> str:
-    """With the start of its hash where several models have this name."""
+    """With the start of its hash where several models have this name, and a dagger where trained heads answer."""
     hashes = {other.model.sha256 for other in board.rows if other.model.name == row.model.name}
-    return row.model.name if len(hashes) == 1 else f"{row.model.name} ({row.model.sha256[:8]})"
+    name = row.model.name if len(hashes) == 1 else f"{row.model.name} ({row.model.sha256[:8]})"
+    return f"{name} †" if _has_heads(row) else name
+
+
+def _has_heads(row: Row) -> bool:
+    return any(task.head for task in row.tasks.values())
 
 
 def _where(row: Row, machines: Sequence[str]) -> list[str]:

@@ -88,7 +88,7 @@ def train(
         UserError: anything that the user can mend. The best checkpoint and the latest state stay for --resume.
     """
     recipe = load_recipe(options.recipe)
-    output = options.output or KEPT_CHECKPOINTS / Path(options.recipe).stem
+    output = options.output or KEPT_CHECKPOINTS / f"{Path(options.recipe).stem}-rsg"
     processes = PartialState()
     dtype = pick_dtype(recipe.dtype, processes.device.type)
     accelerator = Accelerator(mixed_precision="bf16" if dtype is torch.bfloat16 else "no")

@@ -129,6 +129,15 @@ def test_the_mini_set_stands_apart_under_a_heading_that_says_what_it_is(tmp_path
     assert "The mini set is this project's own and small" in text
 
 
+def test_models_whose_trained_heads_answer_are_marked(tmp_path, add):
+    add("a", model="plain")
+    add("b", {"terra": 0.9}, model="trained", task_changes={"head": "classification"})
+    text = page(tmp_path)
+    assert {row["model"] for row in tables(text)[PROBABILITY]} == {"plain", "trained †"}
+    assert "†: trained on these tasks" in text
+    assert board(tmp_path)["rows"][1]["tasks"]["terra"]["head"] == "classification"
+
+
 def test_rows_are_sorted_by_score_then_by_number_of_tasks_then_by_mean(tmp_path, add):
     add("a", {"terra": 0.9}, model="one-good")
     add("b", {"terra": 0.8}, model="one-bad")
