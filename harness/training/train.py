@@ -95,13 +95,15 @@ def train(
     if not accelerator.is_main_process:
         say = _silent
         progress = None
-    work = _work_directory(output, options.resume)
+    work = output.with_name(output.name + ".training")
+    if accelerator.is_main_process:
+        _check_place(output, work, options.resume)
     splits = _load_splits(recipe, options.data, say)
     base = resolve_model(recipe.model, say)
     settings = _settings(recipe, base, splits)
-    with accelerator.main_process_first():
-        if accelerator.is_main_process:
-            _agree(work, settings, options.resume)
+    if accelerator.is_main_process:
+        _agree(work, settings, options.resume)
+    accelerator.wait_for_everyone()
     prepared = _prepare(recipe, options.data, splits, base, say)
     model, wrapper = build_model(recipe, base.path, prepared.layout, accelerator.device, dtype)
     _start_heads(recipe, model, prepared, base)
@@ -112,10 +114,10 @@ def train(
 
     def save_best(evaluation: Evaluation) -> None:
         if accelerator.is_main_process:
-            record = _training_record(recipe, options, prepared, evaluation)
             directory = work / f"{_BEST}{evaluation.step:06d}"
-            shutil.rmtree(directory, ignore_errors=True)
-            _save_checkpoint(directory, output.name, recipe, base, prepared, model, wrapper, record)
+            if not directory.exists():  # else a killed run came this far already
+                record = _training_record(recipe, options, prepared, evaluation)
+                _save_checkpoint(directory, output.name, recipe, base, prepared, model, wrapper, record)
             for older in work.glob(f"{_BEST}[0-9]*"):
                 if older != directory:
                     shutil.rmtree(older)
@@ -153,13 +155,12 @@ def _show_nothing(step: int, text: str) -> None:
     """Where nobody watches."""
 
 
-def _work_directory(output: Path, resume: bool) -> Path:
-    """Where states and logs stand until the checkpoint is whole: beside it, as NAME.training.
+def _check_place(output: Path, work: Path, resume: bool) -> None:
+    """Makes the directory where states and logs stand until the checkpoint is whole: beside it, as NAME.training.
 
     Raises:
         UserError: a finished checkpoint or another run is in the way, or there is nothing to resume.
     """
-    work = output.with_name(output.name + ".training")
     if output.exists():
         raise UserError(f"{output} exists already", "name another --output, or remove it")
     started = (work / _SETTINGS).exists()
@@ -171,7 +172,6 @@ def _work_directory(output: Path, resume: bool) -> Path:
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {work}: {error.strerror}", "name another --output") from error
-    return work
 
 
 def _load_splits(recipe: Recipe, data: str, say: Callable[[str], None]) -> dict[tuple[str, str], Split]:
