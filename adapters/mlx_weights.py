@@ -27,6 +27,8 @@ QUANTIZATION_MODES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "nvfp4": ((4,), (16,)),
     "mxfp8": ((8,), (32,)),
 }
+# mlx-lm's mixed recipes: more bits for the values that llama.cpp's K-quants spend them on too.
+MIXED_RECIPES = ("mixed_3_4", "mixed_3_6", "mixed_4_6")
 BYTES_PER_VALUE = {"float32": 4, "float16": 2, "bfloat16": 2}
 # Matrices are dequantised in blocks of rows of about this many values: a 262,144-row embedding must not exist twice.
 VALUES_PER_BLOCK = 16 * 1024 * 1024
@@ -167,7 +169,7 @@ def ensure_mlx_model(
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
     target = cache_dir / f"mlx-q{bits}-g{group_size}-{key}"
     if not target.is_dir():
-        _convert(model_dir, staged_config, target, q_bits=bits, q_group_size=group_size, q_mode=mode, dtype=dtype)
+        convert(model_dir, staged_config, target, q_bits=bits, q_group_size=group_size, q_mode=mode, dtype=dtype)
     return target
 
 
@@ -182,8 +184,15 @@ def _check_same_quantization(found: dict[str, Any], bits: int | None, group_size
         )
 
 
-def _convert(source: Path, config: dict[str, Any], target: Path, **settings: Any) -> None:
-    """Runs mlx_lm.convert beside `target` and renames the result; if another process was faster, its result stays."""
+def convert(source: Path, config: dict[str, Any], target: Path, **settings: Any) -> None:
+    """Runs mlx_lm.convert beside `target` and renames the result; if another process was faster, its result stays.
+
+    Args:
+        source: directory of an unquantised model.
+        config: to use in place of its config.json, from `mlx_config`.
+        target: the directory to make.
+        settings: of mlx_lm.convert: q_bits, q_group_size, q_mode, dtype, quant_predicate.
+    """
     import mlx_lm
 
     target.parent.mkdir(parents=True, exist_ok=True)

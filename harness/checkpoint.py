@@ -9,6 +9,7 @@ README.md                    the model card
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -60,7 +61,7 @@ class Checkpoint(_Part):
     format_version: int = FORMAT_VERSION
     name: str
     base: BaseReference
-    adaptation: Literal["lora", "layers"]
+    adaptation: Literal["lora", "layers", "merged"]  # merged: the whole model stands in the directory
     frozen_layers: int
     pooling: Literal["last_token"] = "last_token"
     chat_template: bool
@@ -184,6 +185,25 @@ def write_directory(directory: Path, contents: Mapping[str, bytes]) -> None:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
+def write_merged(directory: Path, source: Path, weights: str) -> None:
+    """Makes a checkpoint of a directory that holds the fused and quantised backbone of another checkpoint.
+
+    Args:
+        directory: config.json, model*.safetensors, tokenizer.
+        source: the checkpoint that it was made from, whose heads, description and card are taken over.
+        weights: how the weights are stored, in words.
+    """
+    checkpoint = read_checkpoint(source)
+    shutil.copyfile(source / HEADS, directory / HEADS)
+    card = (source / "README.md").read_text(encoding="utf-8")
+    (directory / "README.md").write_text(f"{card}\nQuantised by rsg-harness: {weights}.\n", encoding="utf-8")
+    files = {HEADS, "config.json", *(file.name for file in directory.glob("model*.safetensors"))}
+    merged = checkpoint.model_copy(
+        update={"adaptation": "merged", "files": {name: _hash(directory / name) for name in sorted(files)}}
+    )
+    (directory / DESCRIPTION).write_text(merged.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
 def fuse(directory: Path, checkpoint: Checkpoint, base_dir: Path, target: Path) -> None:
     """Writes the base model with the checkpoint's changes in it, as an ordinary transformers directory.
 
@@ -236,5 +256,12 @@ def head_descriptions(layout: HeadLayout, prompts: Mapping[str, tuple[str, str]]
 
 
 def _hash(file: Path) -> str:
+    status = file.stat()
+    return _hash_of(file, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _hash_of(file: Path, size: int, changed: int) -> str:
+    """SHA-256 of a file that is read once in a process unless its size or time changes."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()

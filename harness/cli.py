@@ -36,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_run(verbs)
     _add_train(verbs)
     _add_predict(verbs)
+    _add_quantize(verbs)
     for name, text, call in (
         ("tasks", "the tasks and their prompts", _tasks),
         ("backends", "the backends, and which of them run here", _backends),
@@ -198,6 +199,25 @@ def _add_train(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     train.set_defaults(call=_train)
 
 
+def _add_quantize(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    quantize = verbs.add_parser(
+        "quantize",
+        help="write a quantised copy of a model or checkpoint",
+        description="Quantises the backbone as mlx_lm.convert does, keeps task heads in full precision, and writes a "
+        "directory that `run`, `predict` and mlx_lm.generate load.",
+        allow_abbrev=False,
+    )
+    quantize.add_argument("--model", metavar="NAME", help="as for run; default: best, else embedded")
+    quantize.add_argument("--output", type=Path, required=True, metavar="DIR", help="missing or empty")
+    quantize.add_argument("--bits", type=int, metavar="N", help="3, 4 (default), 6 or 8")
+    quantize.add_argument(
+        "--group-size", type=int, metavar="N", help="weights that share a scale: 32, 64 (default), 128"
+    )
+    quantize.add_argument("--mode", default="affine", metavar="NAME", help="affine (default), mxfp4, nvfp4, mxfp8")
+    quantize.add_argument("--recipe", metavar="NAME", help="mixed_3_4, mixed_3_6, mixed_4_6: mlx-lm's mixed recipes")
+    quantize.set_defaults(call=_quantize)
+
+
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -287,6 +307,20 @@ def _predict(args: argparse.Namespace) -> None:
     answer, seconds = timed_answer(predictor, args.task, fields)
     print(answer_table(answer.words, answer.choices))
     print(f"{predictor.model.name} · {predictor.backend.info.name}, {1000 * seconds:.0f} ms")
+
+
+def _quantize(args: argparse.Namespace) -> None:
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    from harness.quantization.quantize import QuantizeOptions, quantize
+    from harness.reports.tables import MIB
+
+    options = QuantizeOptions(args.output, args.model, args.bits, args.group_size, args.mode, args.recipe)
+    done = quantize(options, _say)
+    share = done.bytes_after / done.bytes_before
+    print(
+        f"{done.directory}: {done.bits_per_weight:.2f} bits a weight, "
+        f"{done.bytes_before / MIB:.0f} → {done.bytes_after / MIB:.0f} MiB ({100 * share:.0f}%)"
+    )
 
 
 def _tasks(args: argparse.Namespace) -> None:

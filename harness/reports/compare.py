@@ -114,12 +114,13 @@ def compare(before: Path, after: Path, seed: int = 0) -> Comparison:
         draws.append(differences)
     corrected = holm([comparison.p for comparison in found])
     tasks = tuple(replace(comparison, p_holm=p) for comparison, p in zip(found, corrected, strict=True))
-    means = [float(np.mean([getattr(task, side) for task in tasks])) for side in ("before", "after")]
+    mean_before = float(np.mean([task.before for task in tasks]))
+    mean_after = float(np.mean([task.after for task in tasks]))
     # Tasks are independent, so one draw of each makes a draw of the mean.
     rng = np.random.default_rng(seed)
     shuffled = np.mean([rng.permutation(differences) for differences in draws], axis=0)
     left_out = tuple(task for record in records for task in record.tasks if task not in shared)
-    return Comparison(*records, tasks, *means, _interval(shuffled), left_out)
+    return Comparison(*records, tasks, mean_before, mean_after, _interval(shuffled), left_out)
 
 
 def _refuse_if_unlike(task: str, before: TaskRecord, after: TaskRecord) -> None:

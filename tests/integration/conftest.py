@@ -2,18 +2,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.integration.command import ONE_THREAD, RSG_HARNESS, Command
+from tests.integration.training import call, write_recipe
 from tests.tiny_gemma import make_tiny_gemma
-
-Command = Callable[..., subprocess.CompletedProcess[str]]
-# Matrices as small as the tiny model's only wait for a second thread. Runs that are compared bit by bit need the same.
-ONE_THREAD = {"OMP_NUM_THREADS": "1"}
-RSG_HARNESS = str(Path(sys.executable).with_name("rsg-harness"))
 
 
 @pytest.fixture(scope="session")
@@ -45,3 +40,31 @@ def rsg_harness(tmp_path: Path, environment: dict[str, str]) -> Command:
         )
 
     return call
+
+
+@pytest.fixture(scope="session")
+def float32_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stored in float32, so that fusing LoRA into it rounds nothing."""
+    directory = tmp_path_factory.mktemp("models") / "tiny-float32"
+    return make_tiny_gemma(directory, dtype="float32", max_position_embeddings=4096)
+
+
+@pytest.fixture(scope="session")
+def shared_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """One cache for all trainings: a run finds what another kept, which must not change its numbers."""
+    cache = str(tmp_path_factory.mktemp("cache"))
+    return {**os.environ, "RSG_HARNESS_CACHE": cache, "HF_HUB_OFFLINE": "1", **ONE_THREAD}
+
+
+@pytest.fixture(scope="session")
+def checkpoint(
+    tmp_path_factory: pytest.TempPathFactory, float32_model: Path, shared_environment: dict[str, str]
+) -> Path:
+    """A checkpoint trained without any disturbance."""
+    directory = tmp_path_factory.mktemp("train")
+    recipe = write_recipe(directory, float32_model)
+    output = directory / "small"
+    done = call(shared_environment, "train", "--recipe", recipe, "--output", output)
+    assert done.returncode == 0, done.stderr
+    assert f"checkpoint: {output}" in done.stdout
+    return output

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.integration.conftest import Command
+from tests.integration.command import Command
 from tests.tiny_gemma import make_tiny_gemma
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.conftest import ONE_THREAD, RSG_HARNESS, Command
+from tests.integration.command import ONE_THREAD, RSG_HARNESS, Command
 
 NINE = ("lidirus", "rcb", "parus", "muserc", "terra", "russe", "rwsd", "danetqa", "rucos")
 MANY_UNITS = ("--dtype", "float32", "--batch-tokens", "256")

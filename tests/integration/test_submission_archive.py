@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import harness.data
-from tests.integration.conftest import Command
+from tests.integration.command import Command
 
 MINI = Path(harness.data.__file__).parent / "mini"
 

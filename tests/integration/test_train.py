@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,82 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from harness.evaluation.record import read_record, read_samples
-from tests.integration.conftest import ONE_THREAD, RSG_HARNESS, Command
-from tests.tiny_gemma import make_tiny_gemma
-
-RECIPE: dict[str, Any] = {
-    "frozen_layers": 3,
-    "lora": {"rank": 4, "alpha": 8, "dropout": 0.1},
-    "tasks": {
-        "rcb": {},
-        "parus": {"head": "likelihood"},
-        "muserc": {"limit": 4},
-        "terra": {},
-        "russe": {"class_weights": [1, 2]},
-        "rwsd": {},
-        "danetqa": {"limit": 8},
-        "rucos": {"limit": 2},
-    },
-    "loss": {"weights": "uncertainty"},
-    "steps": 8,
-    "batches_per_step": 4,
-    "batch_tokens": 2048,
-    "max_tokens": 2048,
-    "learning_rate": 1e-3,
-    "heads_learning_rate": 1e-3,
-    "warmup_steps": 2,
-    "evaluate_every": 4,
-    "evaluate_limit": 4,
-    "save_every": 2,
-    "dtype": "float32",
-}
-
-
-@pytest.fixture(scope="module")
-def float32_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Stored in float32, so that fusing LoRA into it rounds nothing."""
-    directory = tmp_path_factory.mktemp("models") / "tiny-float32"
-    return make_tiny_gemma(directory, dtype="float32", max_position_embeddings=4096)
-
-
-@pytest.fixture(scope="module")
-def shared_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """One cache for all runs of this module: a run finds what another kept, which must not change its numbers."""
-    cache = str(tmp_path_factory.mktemp("cache"))
-    return {**os.environ, "RSG_HARNESS_CACHE": cache, "HF_HUB_OFFLINE": "1", **ONE_THREAD}
-
-
-def write_recipe(directory: Path, model: Path, **changes: Any) -> Path:
-    path = directory / "small.yaml"
-    path.write_text(yaml.safe_dump({"model": str(model), **RECIPE, **changes}), encoding="utf-8")
-    return path
-
-
-def call(environment: dict[str, str], *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [RSG_HARNESS, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=240
-    )
-
-
-def steps_of(log: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(
-    tmp_path_factory: pytest.TempPathFactory, float32_model: Path, shared_environment: dict[str, str]
-) -> Path:
-    """A checkpoint trained without any disturbance."""
-    directory = tmp_path_factory.mktemp("train")
-    recipe = write_recipe(directory, float32_model)
-    output = directory / "small"
-    done = call(shared_environment, "train", "--recipe", recipe, "--output", output)
-    assert done.returncode == 0, done.stderr
-    assert f"checkpoint: {output}" in done.stdout
-    return output
+from tests.integration.command import RSG_HARNESS, Command
+from tests.integration.training import RECIPE, call, copy_files, steps_of, write_recipe
 
 
 def test_a_checkpoint_holds_only_safetensors_json_and_its_card(checkpoint: Path) -> None:
@@ -260,12 +186,6 @@ def test_layers_trained_in_full_make_a_checkpoint_that_runs(
     trained = json.loads((output / "rsg_checkpoint.json").read_text())["training"]["validation"]["figures"]
     for task in ("terra", "russe"):
         assert record.tasks[task].score == pytest.approx(trained[task]["rsg"], abs=1e-9)
-
-
-def copy_files(source: Path, target: Path) -> None:
-    for file in source.iterdir():
-        if file.is_file():
-            shutil.copyfile(file, target / file.name)
 
 
 def refused(environment: dict[str, str], *arguments: str | Path) -> str:

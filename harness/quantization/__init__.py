@@ -1,0 +1,1 @@
+"""Quantised copies of models, task heads included."""

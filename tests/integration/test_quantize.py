@@ -1,0 +1,97 @@
+"""`rsg-harness quantize` through the real command: what it writes, what loads it, what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from harness.evaluation.record import read_record, read_samples
+from tests.integration.command import Command
+from tests.integration.training import copy_files
+
+
+def test_a_quantised_model_is_what_the_backend_would_make_on_load(
+    rsg_harness: Command, tiny_model: Path, tmp_path: Path
+) -> None:
+    done = rsg_harness("quantize", "--model", tiny_model, "--bits", "4", "--group-size", "32", "--output", "q4")
+    assert done.returncode == 0, done.stderr
+    # 4 bits, and a bfloat16 scale and bias for 32 weights; norms stay.
+    assert "5.0" in done.stdout
+    samples = []
+    for number, model in enumerate((tmp_path / "q4", tiny_model)):
+        run = rsg_harness(
+            "run", "--model", model, "--backend", "mlx-q4", "--backend-arg", "group_size=32", "--tasks", "terra",
+            "--limit", "6", "--output", f"run{number}",
+        )  # fmt: skip
+        assert run.returncode == 0, run.stderr
+        samples.append([sample.scores for sample in read_samples(tmp_path / f"run{number}")])
+    assert samples[0] == samples[1]
+
+
+def test_mlx_lm_generates_with_it(rsg_harness: Command, tiny_model: Path, tmp_path: Path) -> None:
+    assert rsg_harness("quantize", "--model", tiny_model, "--output", "q4").returncode == 0
+    from mlx_lm import generate, load
+
+    model, tokenizer = load(str(tmp_path / "q4"))
+    assert isinstance(generate(model, tokenizer, "да", max_tokens=3), str)
+
+
+@pytest.mark.parametrize("settings", [("--bits", "8"), ("--recipe", "mixed_4_6"), ("--mode", "mxfp4")])
+def test_a_quantised_checkpoint_keeps_its_heads(
+    rsg_harness: Command,
+    checkpoint: Path,
+    tmp_path: Path,
+    settings: tuple[str, ...],
+) -> None:
+    done = rsg_harness("quantize", "--model", checkpoint, *settings, "--output", "out")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "heads.safetensors").read_bytes() == (checkpoint / "heads.safetensors").read_bytes()
+    bits = json.loads((tmp_path / "out" / "config.json").read_text())["quantization"]["bits"]
+    mode = ["--backend-arg", "mode=mxfp4", "--backend-arg", "group_size=32"] if "mxfp4" in settings else []
+    run = rsg_harness(
+        "run", "--model", "out", "--backend", f"mlx-q{bits}", *mode, "--tasks", "terra,muserc", "--limit", "3",
+        "--output", "run",
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert read_record(tmp_path / "run").tasks["terra"].head == "classification"
+
+
+def test_what_cannot_be_quantised_is_refused(rsg_harness: Command, tiny_model: Path, tmp_path: Path) -> None:
+    assert rsg_harness("quantize", "--model", tiny_model, "--output", "q4").returncode == 0
+
+    def refusal(*arguments: str | Path) -> str:
+        done = rsg_harness("quantize", *arguments)
+        assert done.returncode == 2, done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stderr.splitlines()[-1]
+
+    assert "already quantised to 4 bits" in refusal("--model", "q4", "--output", "again")
+    assert "q4 is not empty" in refusal("--model", tiny_model, "--output", "q4")
+    assert "cannot quantise to 7 bits" in refusal("--model", tiny_model, "--bits", "7", "--output", "x").replace(
+        "7", "5"
+    )
+    assert "group size 48" in refusal("--model", tiny_model, "--group-size", "48", "--output", "x")
+    assert "does not divide" in refusal("--model", tiny_model, "--group-size", "128", "--output", "x")
+    assert "mixed_4_6" in refusal("--model", tiny_model, "--recipe", "mixed_4_7", "--output", "x")
+    assert "leave out --bits" in refusal("--model", tiny_model, "--recipe", "mixed_4_6", "--bits", "4", "--output", "x")
+    assert "mxfp4" in refusal("--model", tiny_model, "--mode", "mxfp5", "--output", "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_damaged_quantised_checkpoint_names_the_file(
+    rsg_harness: Command,
+    checkpoint: Path,
+    tmp_path: Path,
+) -> None:
+    assert rsg_harness("quantize", "--model", checkpoint, "--output", "q4").returncode == 0
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    copy_files(tmp_path / "q4", copy)
+    content = bytearray((copy / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(content)
+    done = rsg_harness("run", "--model", "copy", "--backend", "mlx-q4")
+    assert done.returncode == 2
+    assert "model.safetensors is damaged" in done.stderr
