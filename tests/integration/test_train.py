@@ -269,6 +269,29 @@ def test_a_full_disk_keeps_what_was_saved_before(
     assert resumed.returncode == 0, resumed.stderr
 
 
+def test_a_lack_of_memory_says_which_setting_lowers_it(
+    float32_model: Path, shared_environment: dict[str, str], tmp_path: Path
+) -> None:
+    """RLIMIT_AS leaves 500 MB beyond what the program itself takes; sixteen long paragraphs in one batch take more."""
+    recipe = write_recipe(tmp_path, float32_model, tasks={"muserc": {}}, batch_tokens=100_000, evaluate_limit=1)
+    limited = """
+import resource, sys
+import harness.training.train, lm_eval.tasks, peft, tensorboardX
+from harness.cli import main
+taken = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (taken + 500_000_000, -1))
+sys.exit(main(sys.argv[1:]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", limited, "train", "--recipe", str(recipe), "--output", str(tmp_path / "out")],
+        env=shared_environment, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "not enough memory" in done.stderr
+    assert "lower batch_tokens (now 100000)" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("name", ["heads.safetensors", "adapter_model.safetensors", "adapter_config.json"])
 def test_a_damaged_checkpoint_names_the_file(
     checkpoint: Path, shared_environment: dict[str, str], tmp_path: Path, name: str
