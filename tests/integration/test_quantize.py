@@ -69,9 +69,7 @@ def test_what_cannot_be_quantised_is_refused(rsg_harness: Command, tiny_model: P
 
     assert "already quantised to 4 bits" in refusal("--model", "q4", "--output", "again")
     assert "q4 is not empty" in refusal("--model", tiny_model, "--output", "q4")
-    assert "cannot quantise to 7 bits" in refusal("--model", tiny_model, "--bits", "7", "--output", "x").replace(
-        "7", "5"
-    )
+    assert "cannot quantise to 7 bits" in refusal("--model", tiny_model, "--bits", "7", "--output", "x")
     assert "group size 48" in refusal("--model", tiny_model, "--group-size", "48", "--output", "x")
     assert "does not divide" in refusal("--model", tiny_model, "--group-size", "128", "--output", "x")
     assert "mixed_4_6" in refusal("--model", tiny_model, "--recipe", "mixed_4_7", "--output", "x")
