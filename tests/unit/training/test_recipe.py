@@ -167,7 +167,7 @@ def test_an_unknown_target_of_lora_names_the_nearest_one(tmp_path):
 def test_an_unknown_recipe_names_the_nearest_one():
     with pytest.raises(UserError, match="no recipe 'gemma-3-270'") as caught:
         load_recipe("gemma-3-270")
-    assert caught.value.hint .startswith("did you mean gemma-3-270m")
+    assert caught.value.hint.startswith("did you mean gemma-3-270m")
 
 
 def test_a_recipe_file_that_is_not_there_is_a_user_error(tmp_path):
