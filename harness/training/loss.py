@@ -73,13 +73,13 @@ def batch_loss(
     Args:
         losses: float32 [questions].
         labels: int64 [questions], where class weights are given.
-        class_weights: by label.
+        class_weights: factors of a question's loss by its label.
         weight: of the task.
         log_variance: the task's learned log σ², with which its part is exp(−s) · loss + s / 2 (Kendall et al. 2018).
     """
     if class_weights is not None and labels is not None:
-        by_question = torch.tensor(list(class_weights), device=losses.device)[labels]
-        mean = (losses * by_question).sum() / by_question.sum()
+        # Not divided by the batch's weights: in a batch of few documents that would undo them.
+        mean = (losses * torch.tensor(list(class_weights), device=losses.device)[labels]).mean()
     else:
         mean = losses.mean()
     if log_variance is None:

@@ -28,7 +28,7 @@ class TaskRecipe(_Part):
     weight: float = Field(default=1.0, gt=0)  # of its loss, where `loss.weights` is "fixed"
     limit: int | None = Field(default=None, ge=1)  # documents, evenly sampled from the train split
     prompt: str | None = None  # of the task file; None: its default
-    class_weights: tuple[Annotated[float, Field(gt=0)], ...] | None = None  # by label
+    class_weights: tuple[Annotated[float, Field(gt=0)], ...] | None = None  # factors of the loss by label
 
 
 class LoraRecipe(_Part):
