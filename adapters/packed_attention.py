@@ -19,17 +19,11 @@ PACKED_ATTENTION = "rsg_packed"
 
 
 def packed_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    sliding_window: int | None = None,
-    **kwargs: Any,
+    module: torch.nn.Module, query: torch.Tensor, *rest: Any, sliding_window: int | None = None, **kwargs: Any
 ) -> tuple[torch.Tensor, None]:
-    """Attention under a mask of the batch's own; shapes as in `grouped_attention`. The window is in the mask."""
+    """`grouped_attention`, with the window in the mask; on a GPU, PyTorch's own attention."""
     attend = grouped_attention if query.device.type == "cpu" else sdpa_attention_forward
-    return attend(module, query, key, value, attention_mask, **kwargs)
+    return attend(module, query, *rest, **kwargs)
 
 
 AttentionInterface.register(PACKED_ATTENTION, packed_attention)

@@ -9,7 +9,6 @@ README.md                    the model card
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
@@ -23,7 +22,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.errors import UserError
-from harness.heads import BORROWED, HeadLayout, Heads
+from harness.hashing import file_hash
+from harness.heads import BORROWED, HeadKind, HeadLayout, Heads
 
 FORMAT_VERSION = 1
 DESCRIPTION = "rsg_checkpoint.json"
@@ -48,7 +48,7 @@ class BaseReference(_Part):
 class TaskHead(_Part):
     """The head of one task, and the prompt that it reads."""
 
-    kind: Literal["classification", "sigmoid", "ranking", "likelihood"]
+    kind: HeadKind
     labels: tuple[str, ...]  # in the order of the rows; empty where candidates differ by document
     first_row: int
     prompt: str
@@ -109,7 +109,7 @@ def read_checkpoint(directory: Path) -> Checkpoint:
         raise UserError(f"{path} is damaged: {where}: {first['msg']}", "copy the checkpoint anew") from error
     for name, expected in checkpoint.files.items():
         try:
-            found = _hash(directory / name)
+            found = file_hash(directory / name)
         except OSError as error:
             raise UserError(f"{directory / name} is missing", "copy the checkpoint anew") from error
         if found != expected:
@@ -199,7 +199,7 @@ def write_merged(directory: Path, source: Path, weights: str) -> None:
     (directory / "README.md").write_text(f"{card}\nQuantised by rsg-harness: {weights}.\n", encoding="utf-8")
     files = {HEADS, "config.json", *(file.name for file in directory.glob("model*.safetensors"))}
     merged = checkpoint.model_copy(
-        update={"adaptation": "merged", "files": {name: _hash(directory / name) for name in sorted(files)}}
+        update={"adaptation": "merged", "files": {name: file_hash(directory / name) for name in sorted(files)}}
     )
     (directory / DESCRIPTION).write_text(merged.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
@@ -245,7 +245,7 @@ def head_descriptions(layout: HeadLayout, prompts: Mapping[str, tuple[str, str]]
 
     return {
         task: TaskHead(
-            kind=kind,  # type: ignore[arg-type]
+            kind=kind,
             labels=LABELS[task],
             first_row=layout.starts[task],
             prompt=prompts[task][0],
@@ -253,15 +253,3 @@ def head_descriptions(layout: HeadLayout, prompts: Mapping[str, tuple[str, str]]
         )
         for task, kind in layout.kinds.items()
     }
-
-
-def _hash(file: Path) -> str:
-    status = file.stat()
-    return _hash_of(file, status.st_size, status.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=64)
-def _hash_of(file: Path, size: int, changed: int) -> str:
-    """SHA-256 of a file that is read once in a process unless its size or time changes."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -37,44 +37,61 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(verbs)
     _add_predict(verbs)
     _add_quantize(verbs)
-    for name, text, call in (
-        ("tasks", "the tasks and their prompts", _tasks),
-        ("backends", "the backends, and which of them run here", _backends),
-        ("doctor", "what this machine can do, and what is missing", _doctor),
-    ):
-        verb = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
-        verb.set_defaults(call=call)
-    board = verbs.add_parser("leaderboard", help="make results/leaderboard.md and .json again from the run records")
+    _add_verb(verbs, "tasks", _tasks, "the tasks and their prompts")
+    _add_verb(verbs, "backends", _backends, "the backends, and which of them run here")
+    _add_verb(verbs, "doctor", _doctor, "what this machine can do, and what is missing")
+    board = _add_verb(
+        verbs, "leaderboard", _leaderboard, "make results/leaderboard.md and .json again from the run records"
+    )
     board.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results")
-    board.set_defaults(call=_leaderboard)
-    compare = verbs.add_parser(
+    compare = _add_verb(
+        verbs,
         "compare",
-        help="did the second of two runs really get worse?",
-        description="Compares two runs over the same documents and prompts: paired differences with intervals, exact "
-        "tests, flipped answers.",
-        allow_abbrev=False,
+        _compare,
+        "did the second of two runs really get worse?",
+        "Compares two runs over the same documents and prompts: paired differences with intervals, exact tests, "
+        "flipped answers.",
     )
     compare.add_argument("before", type=Path, metavar="RUN_A", help="directory of a finished run")
     compare.add_argument("after", type=Path, metavar="RUN_B")
     compare.add_argument("--flips", type=int, default=0, metavar="N", help="show this many flipped documents a task")
-    compare.set_defaults(call=_compare)
-    submit = verbs.add_parser("submit", help="make the official archive from runs over the test split")
+    submit = _add_verb(verbs, "submit", _submit, "make the official archive from runs over the test split")
     submit.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="directory of a run; several may share the tasks"
     )
     submit.add_argument("--output", type=Path, default=Path("submission.zip"), metavar="ZIP")
-    submit.set_defaults(call=_submit)
     return parser
 
 
-def _add_run(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    run = verbs.add_parser(
-        "run",
-        help="evaluate a model",
-        description="Evaluates a model on Russian SuperGLUE and writes a record.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def _add_verb(
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    call: Callable[[argparse.Namespace], None],
+    text: str,
+    description: str | None = None,
+    epilog: str | None = None,
+) -> argparse.ArgumentParser:
+    """A verb with its line in the list of verbs, and a longer description where one is needed."""
+    verb = verbs.add_parser(
+        name,
+        help=text,
+        description=description or text,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter if epilog else argparse.HelpFormatter,
         allow_abbrev=False,
+    )
+    verb.set_defaults(call=call)
+    return verb
+
+
+def _add_run(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    run = _add_verb(
+        verbs,
+        "run",
+        _run,
+        "evaluate a model",
+        "Evaluates a model on Russian SuperGLUE and writes a record.",
+        epilog=_EPILOG,
     )
     model = run.add_argument_group("model")
     _add_model_options(model)
@@ -114,7 +131,6 @@ def _add_run(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     work.add_argument(
         "--resume", action="store_true", help="go on with the unfinished run in --output, or the latest one"
     )
-    run.set_defaults(call=_run)
 
 
 def _add_model_options(parser: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
@@ -146,19 +162,19 @@ def _add_model_options(parser: argparse._ArgumentGroup | argparse.ArgumentParser
 
 
 def _add_predict(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    predict = verbs.add_parser(
+    predict = _add_verb(
+        verbs,
         "predict",
-        help="answer one question, with probabilities",
-        description="Answers one question of a task. The task decides which fields it takes: "
+        _predict,
+        "answer one question, with probabilities",
+        "Answers one question of a task. The task decides which fields it takes: "
         "rsg-harness predict --task terra --premise TEXT --hypothesis TEXT",
-        allow_abbrev=False,
     )
     _add_model_options(predict)
     predict.add_argument("--task", required=True, metavar="NAME", help="see `rsg-harness tasks`")
     fields = predict.add_argument_group("fields of the question")
     for name, text in _FIELD_HELP.items():
         fields.add_argument(f"--{name.replace('_', '-')}", metavar="TEXT", help=text)
-    predict.set_defaults(call=_predict)
 
 
 # Here, so that --help need not import what knows the tasks.
@@ -183,12 +199,13 @@ _FIELD_HELP = {
 
 
 def _add_train(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    train = verbs.add_parser(
+    train = _add_verb(
+        verbs,
         "train",
-        help="train one multitask model",
-        description="Trains one model with a head for each task, by a recipe, and writes a checkpoint. Several "
+        _train,
+        "train one multitask model",
+        "Trains one model with a head for each task, by a recipe, and writes a checkpoint. Several "
         "processes or machines: accelerate launch -m harness.cli train --recipe NAME",
-        allow_abbrev=False,
     )
     train.add_argument("--recipe", required=True, metavar="NAME", help="a bundled recipe, or the path of a .yaml file")
     train.add_argument(
@@ -196,16 +213,16 @@ def _add_train(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     )
     train.add_argument("--output", type=Path, metavar="DIR", help="default: results/checkpoints/RECIPE-rsg")
     train.add_argument("--resume", action="store_true", help="go on with the unfinished training to --output")
-    train.set_defaults(call=_train)
 
 
 def _add_quantize(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    quantize = verbs.add_parser(
+    quantize = _add_verb(
+        verbs,
         "quantize",
-        help="write a quantised copy of a model or checkpoint",
-        description="Quantises the backbone as mlx_lm.convert does, keeps task heads in full precision, and writes a "
+        _quantize,
+        "write a quantised copy of a model or checkpoint",
+        "Quantises the backbone as mlx_lm.convert does, keeps task heads in full precision, and writes a "
         "directory that `run`, `predict` and mlx_lm.generate load.",
-        allow_abbrev=False,
     )
     quantize.add_argument("--model", metavar="NAME", help="as for run; default: best, else embedded")
     quantize.add_argument("--output", type=Path, required=True, metavar="DIR", help="missing or empty")
@@ -215,7 +232,6 @@ def _add_quantize(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     quantize.add_argument("--mode", default="affine", metavar="NAME", help="affine (default), mxfp4, nvfp4, mxfp8")
     quantize.add_argument("--recipe", metavar="NAME", help="mixed_3_4, mixed_3_6, mixed_4_6: mlx-lm's mixed recipes")
-    quantize.set_defaults(call=_quantize)
 
 
 def _say(text: str) -> None:
@@ -312,7 +328,7 @@ def _predict(args: argparse.Namespace) -> None:
 def _quantize(args: argparse.Namespace) -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
     from harness.quantization.quantize import QuantizeOptions, quantize
-    from harness.reports.tables import MIB
+    from harness.units import MIB
 
     options = QuantizeOptions(args.output, args.model, args.bits, args.group_size, args.mode, args.recipe)
     done = quantize(options, _say)

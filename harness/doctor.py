@@ -25,9 +25,9 @@ from harness.evaluation import provenance
 from harness.evaluation.record import RESULTS
 from harness.evaluation.resume import RUNS_DIR
 from harness.models import EMBEDDED_PACKAGE, embedded_version
+from harness.units import GIB
 
 DISTRIBUTION = "rsg-harness"
-GIB = 1024**3
 # Room for gemma-3-1b in bfloat16 (2 GB) and a quantised copy or two.
 NEEDED_DISK_BYTES = 4 * GIB
 # Attention on Apple GPUs was silently wrong before.

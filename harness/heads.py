@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -19,8 +20,8 @@ from harness.scoring.encoding import ScoredSequence, TextEncoder, cut_prompt, en
 # sigmoid: one row, read after the prompt; the first label has the score 0
 # ranking: one row, read after prompt and candidate, softmax over the candidates of a document
 # likelihood: no rows: the language model's own log-probability of the candidate, softmax over the candidates
-KINDS = ("classification", "sigmoid", "ranking", "likelihood")
-DEFAULT_KINDS = {
+HeadKind = Literal["classification", "sigmoid", "ranking", "likelihood"]
+DEFAULT_KINDS: dict[str, HeadKind] = {
     "rcb": "classification",
     "parus": "ranking",
     "muserc": "sigmoid",
@@ -39,7 +40,7 @@ def head_of(task: str) -> str:
     return BORROWED.get(task, task)
 
 
-def allowed_kinds(task: str) -> tuple[str, ...]:
+def allowed_kinds(task: str) -> tuple[HeadKind, ...]:
     """Tasks with classes of their own are classified; where candidates differ by document they are ranked."""
     if task in ("parus", "rucos"):
         return ("ranking", "likelihood")
@@ -53,12 +54,12 @@ class HeadLayout:
     Row 0 is the constant score 0, which the first label of a sigmoid head has.
 
     Attributes:
-        kinds: task -> one of KINDS.
+        kinds: task -> kind of its head.
         starts: task -> number of its first row.
         rows: rows in all.
     """
 
-    kinds: dict[str, str]
+    kinds: dict[str, HeadKind]
     starts: dict[str, int]
     rows: int
 
@@ -75,7 +76,7 @@ class HeadLayout:
         return range(self.starts[task], self.starts[task] + _row_count(task, self.kinds[task]))
 
 
-def make_layout(kinds: dict[str, str]) -> HeadLayout:
+def make_layout(kinds: dict[str, HeadKind]) -> HeadLayout:
     """The layout of these heads, in the order of the dictionary."""
     starts: dict[str, int] = {}
     rows = 1
@@ -85,7 +86,7 @@ def make_layout(kinds: dict[str, str]) -> HeadLayout:
     return HeadLayout(dict(kinds), starts, rows)
 
 
-def _row_count(task: str, kind: str) -> int:
+def _row_count(task: str, kind: HeadKind) -> int:
     return {"classification": len(LABELS[task]), "sigmoid": 1, "ranking": 1, "likelihood": 0}[kind]
 
 

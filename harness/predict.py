@@ -10,19 +10,16 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from adapters.registry import load_backend, parse_backend_args
-from harness.cache import cache_dir
-from harness.checkpoint import read_heads
 from harness.data import DOCUMENTS, LABELS
 from harness.errors import UserError, nearest_hint
 from harness.evaluation.catalogue import choose
 from harness.evaluation.checkpoints import open_checkpoint
-from harness.evaluation.language_model import PlannedModel, uses_chat_template
+from harness.evaluation.language_model import PlannedModel
+from harness.evaluation.loading import load_model
 from harness.evaluation.options import RunOptions, check_options
-from harness.evaluation.rendering import load_tasks, render_document
+from harness.evaluation.rendering import load_tasks, render_document, uses_chat_template
 from harness.heads import log_softmax
 from harness.models import LocalModel, default_model, resolve_model
-from harness.quiet import quiet_libraries
 
 # What a question of each task consists of, in the order in which one would ask for it.
 FIELDS: Mapping[str, tuple[str, ...]] = {
@@ -84,29 +81,18 @@ class Predictor:
         dtype: str = "auto",
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        kind = check_options(
-            RunOptions(backend=backend, backend_args=tuple(backend_args), execution=execution, dtype=dtype)
-        )
+        options = RunOptions(backend=backend, backend_args=tuple(backend_args), execution=execution, dtype=dtype)
+        check_options(options)
         name = model or default_model()
         checkpoint = open_checkpoint(name)
         self.model: LocalModel = resolve_model(name, say)
-        with quiet_libraries():
-            self.backend = load_backend(
-                backend,
-                self.model.path,
-                fingerprint=self.model.fingerprint,
-                cache_dir=cache_dir() / "mlx",
-                execution=execution,
-                dtype=dtype,
-                args=parse_backend_args(kind, list(backend_args)),
-            )
+        self.backend, heads = load_model(self.model, options)
         self._chosen = {
             task.file.task: task for task in choose(["rsg"], defaults=checkpoint.prompts() if checkpoint else None)
         }
         self._tasks = load_tasks(list(self._chosen.values()), data="mini", split="validation")
-        heads = read_heads(self.model.checkpoint) if self.model.checkpoint else None
         self._language_model = PlannedModel(self.backend, self.backend.info.batch_tokens, heads=heads)
-        self._chat = uses_chat_template(self.backend, "auto")
+        self._chat = uses_chat_template(self.backend.tokenizer, "auto")
 
     def answer(self, questions: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Answer]:
         """Answers (task, fields) pairs, together in as few batches as the planner makes of them.

@@ -179,15 +179,3 @@ class PlannedModel(LM):
             seed=self._seed,
         )
         return GenerationJob(tuple(kept), sampling)
-
-
-def uses_chat_template(backend: Backend, wanted: str) -> bool:
-    """`auto`: where the tokenizer has a template, which the base models have not.
-
-    Raises:
-        UserError: a template is asked for and there is none.
-    """
-    has = bool(backend.tokenizer.chat_template)
-    if wanted == "on" and not has:
-        raise UserError("this model's tokenizer has no chat template", "leave out --apply-chat-template")
-    return has if wanted == "auto" else wanted == "on"

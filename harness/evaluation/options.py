@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapters.registry import BACKENDS, DTYPES, EXECUTIONS, BackendKind, parse_backend_args, pick_execution
+from adapters.registry import BACKENDS, DTYPES, EXECUTIONS, parse_backend_args, pick_execution
 from harness.data import SPLITS
 from harness.errors import UserError, nearest_hint
 
@@ -33,8 +33,12 @@ class RunOptions:
     command: str = "rsg-harness run"
 
 
-def check_options(options: RunOptions) -> BackendKind:
-    """Refuses what cannot work before anything is loaded. Gives the backend's kind."""
+def check_options(options: RunOptions) -> None:
+    """Refuses what cannot work before anything is loaded.
+
+    Raises:
+        UserError: says which option, and what it takes.
+    """
     if options.backend not in BACKENDS:
         raise UserError(f"unknown backend {options.backend!r}", nearest_hint(options.backend, BACKENDS, "backends"))
     for name, value, known in (
@@ -55,4 +59,3 @@ def check_options(options: RunOptions) -> BackendKind:
     kind = BACKENDS[options.backend]
     pick_execution(kind, options.execution)
     parse_backend_args(kind, list(options.backend_args))
-    return kind

@@ -8,6 +8,7 @@ from typing import Any
 
 from lm_eval.api.instance import Instance
 
+from harness.errors import UserError
 from harness.evaluation.catalogue import GROUPS, TASK_DIR, ChosenTask, task_specification
 from harness.quiet import quiet_libraries
 
@@ -54,3 +55,15 @@ def chat_text(tokenizer: Any, chat_history: list[dict[str, str]], add_generation
         add_generation_prompt=add_generation_prompt,
         continue_final_message=not add_generation_prompt,
     )
+
+
+def uses_chat_template(tokenizer: Any, wanted: str) -> bool:
+    """`auto`: where the tokenizer has a template, which the base models have not.
+
+    Raises:
+        UserError: a template is asked for and there is none.
+    """
+    has = bool(tokenizer.chat_template)
+    if wanted == "on" and not has:
+        raise UserError("this model's tokenizer has no chat template", "leave out --apply-chat-template")
+    return has if wanted == "auto" else wanted == "on"

@@ -18,6 +18,7 @@ from harness.evaluation.options import RunOptions
 from harness.evaluation.record import RESULTS, RunRecord, read_record
 from harness.models import LocalModel
 from harness.scoring.store import ProgressStore
+from harness.settings import setting_differences
 
 RUNS_DIR = Path("results") / "runs"
 PROGRESS = "progress.sqlite"
@@ -128,18 +129,10 @@ def agree_on_settings(store: ProgressStore, settings: dict[str, Any], directory:
     if before is None:
         store.put_settings(settings)
         return False
-    differing = [name for name in settings if settings[name] != json.loads(json.dumps(before.get(name)))]
+    differing = list(setting_differences(before, settings))
     if differing:
-        shown = ", ".join(_difference(name, before.get(name), settings[name]) for name in differing)
         raise UserError(
-            f"{directory} holds a run with other settings: {shown}", "repeat its settings, or name another --output"
+            f"{directory} holds a run with other settings: {'; '.join(differing)}",
+            "repeat its settings, or name another --output",
         )
     return True
-
-
-def _difference(name: str, before: Any, now: Any) -> str:
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-        return f"{name} ({', '.join(keys)})"
-    short = [str(value) if len(str(value)) < 24 else f"{str(value)[:12]}…" for value in (before, now)]
-    return f"{name} ({short[0]}, now {short[1]})"

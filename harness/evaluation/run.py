@@ -7,18 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from adapters.base import Backend
-from adapters.registry import load_backend, parse_backend_args
-from harness.cache import cache_dir
-from harness.checkpoint import read_heads
 from harness.data import Split, cached_split, document_key
 from harness.data.sampling import fewshot_pool
 from harness.errors import UserError
 from harness.evaluation.catalogue import ChosenTask, choose
 from harness.evaluation.checkpoints import checkpoint_warnings, open_checkpoint
-from harness.evaluation.language_model import PlannedModel, uses_chat_template
+from harness.evaluation.language_model import PlannedModel
+from harness.evaluation.loading import load_model
 from harness.evaluation.options import RunOptions, check_options
 from harness.evaluation.record import RunRecord, TimingRecord, write_run
-from harness.evaluation.rendering import load_tasks
+from harness.evaluation.rendering import load_tasks, uses_chat_template
 from harness.evaluation.resume import (
     PROGRESS,
     agree_on_settings,
@@ -53,7 +51,7 @@ def run(
         UserError: anything that the user can mend. What was scored before stays in the directory for --resume.
     """
     started = time.monotonic()
-    kind = check_options(options)
+    check_options(options)
     model_name = options.model or default_model()
     checkpoint = open_checkpoint(model_name)
     chosen = choose(options.tasks, options.prompt, defaults=checkpoint.prompts() if checkpoint else None)
@@ -71,18 +69,8 @@ def run(
     with ProgressStore(directory / PROGRESS) as store:
         resumed = agree_on_settings(store, settings, directory)
         say(f"loading {model.name} for {options.backend}")
-        with quiet_libraries():
-            backend = load_backend(
-                options.backend,
-                model.path,
-                fingerprint=model.fingerprint,
-                cache_dir=cache_dir() / "mlx",
-                execution=options.execution,
-                dtype=options.dtype,
-                args=parse_backend_args(kind, list(options.backend_args)),
-            )
+        backend, heads = load_model(model, options)
         loaded = time.monotonic()
-        heads = read_heads(model.checkpoint) if model.checkpoint else None
         language_model, outcomes = _evaluate(backend, heads, chosen, options, store, progress)
         scoring_seconds = store.seconds()
         timing = TimingRecord(
@@ -147,7 +135,7 @@ def _evaluate(
             # Without the group: its mean is ours to compute, with a standard error.
             task_dict={"tasks": tasks, "groups": {}, "group_map": {}},
             bootstrap_iters=0,
-            apply_chat_template=uses_chat_template(backend, options.apply_chat_template),
+            apply_chat_template=uses_chat_template(backend.tokenizer, options.apply_chat_template),
             fewshot_as_multiturn=True,
         )
     assert results is not None

@@ -14,7 +14,7 @@ from harness.data import LABELS, TASKS, Split, document_key
 from harness.evaluation import provenance
 from harness.evaluation.answers import is_tied
 from harness.evaluation.catalogue import ChosenTask
-from harness.evaluation.language_model import PlannedModel, uses_chat_template
+from harness.evaluation.language_model import PlannedModel
 from harness.evaluation.metrics import METRICS, Estimate, Item, estimate, has_examples, mean_estimate
 from harness.evaluation.options import RunOptions
 from harness.evaluation.record import (
@@ -28,6 +28,7 @@ from harness.evaluation.record import (
     TimingRecord,
     TokenRecord,
 )
+from harness.evaluation.rendering import uses_chat_template
 from harness.evaluation.resume import settings_hash
 from harness.models import LocalModel
 
@@ -150,7 +151,7 @@ def make_record(done: Evaluation) -> RunRecord:
         execution=info.execution,
         device=info.device,
         dtype=info.dtype,
-        chat_template=uses_chat_template(done.backend, done.options.apply_chat_template),
+        chat_template=uses_chat_template(done.backend.tokenizer, done.options.apply_chat_template),
         data=DataRecord(
             source=_source_kind(done.options.data),
             description=_source_description(done.options.data, done.splits),

@@ -10,7 +10,7 @@ from harness.data import TASKS
 from harness.data.official import DIRECTORIES as OFFICIAL_NAMES
 from harness.reports.leaderboard_rows import GROUPS, Leaderboard, Row, TaskFigure, machine_text
 from harness.reports.published import REFERENCE_NOTE, reference_cells
-from harness.reports.tables import MIB
+from harness.units import MIB
 
 NAMES = [OFFICIAL_NAMES[task] for task in TASKS]
 COSTS = ["records/s", "memory at batch size 1, MiB", "peak memory, MiB", "weights, MiB"]

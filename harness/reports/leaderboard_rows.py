@@ -28,11 +28,11 @@ from harness.evaluation.record import (
     read_record,
 )
 from harness.reports.published import reference_rows
+from harness.units import GIB
 
 SCHEMA_VERSION = 1
 # Group of tasks -> how they ask.
 GROUPS = {"rsg": "choices by log-probability", "rsg_gen": "generated answers"}
-GIB = 1024**3
 
 
 class _Model(BaseModel):

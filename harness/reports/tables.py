@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from tabulate import tabulate
 
 from harness.evaluation.record import MetricRecord, RunRecord
-
-MIB = 1024**2
+from harness.units import MIB
 
 
 def percent(metric: MetricRecord) -> str:

@@ -18,8 +18,7 @@ import numpy as np
 
 from harness.errors import UserError
 from harness.scoring.packing import PackedSequence
-
-GIB = 1024**3
+from harness.units import GIB
 
 
 class FrozenStates:

@@ -102,7 +102,7 @@ class MultitaskModel(nn.Module):
         text_model = language_model.model
         text_model.config._attn_implementation = PACKED_ATTENTION
         layers = len(text_model.layers)
-        # Views of the same modules; kept out of this module's own children, which would count them twice.
+        # Views of the same modules; in a tuple, so that they are no children of this module, which would count twice.
         self._parts = (_part(text_model, 0, frozen), _part(text_model, frozen, layers))
         self.window = int(text_model.config.sliding_window)
         # Row 0 of the layout is the constant zero and no parameter.
@@ -203,8 +203,8 @@ class MultitaskModel(nn.Module):
         return logits - torch.cat(normalisers)[inputs.sources]
 
 
-def _part(text_model: Any, start: int, end: int) -> list[Any]:
-    """A text model of the layers `start` to `end`, sharing its modules; in a list, so that it is no child module."""
+def _part(text_model: Any, start: int, end: int) -> Any:
+    """A text model of the layers `start` to `end`, sharing its modules."""
     part = copy.copy(text_model)
     part._modules = dict(text_model._modules)
     part.config = copy.copy(text_model.config)
@@ -213,11 +213,11 @@ def _part(text_model: Any, start: int, end: int) -> list[Any]:
     part.layers = nn.ModuleList(list(text_model.layers)[start:end])
     if end < len(text_model.layers):
         part.norm = nn.Identity()
-    return [part]
+    return part
 
 
-def _run(part: list[Any], inputs: Inputs, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
-    return part[0](
+def _run(part: Any, inputs: Inputs, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
+    return part(
         input_ids=inputs.tokens if inputs_embeds is None else None,
         inputs_embeds=inputs_embeds,
         attention_mask=inputs.masks,

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import task_configs
 from harness.errors import UserError, nearest_hint
-from harness.heads import DEFAULT_KINDS, allowed_kinds
+from harness.heads import DEFAULT_KINDS, HeadKind, allowed_kinds
 
 RECIPE_DIR = Path(task_configs.__file__).parent / "recipes"
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -24,7 +24,7 @@ class _Part(BaseModel):
 class TaskRecipe(_Part):
     """How one task takes part."""
 
-    head: Literal["classification", "sigmoid", "ranking", "likelihood"] | None = None  # None: the task's usual head
+    head: HeadKind | None = None  # None: the task's usual head
     weight: float = Field(default=1.0, gt=0)  # of its loss, where `loss.weights` is "fixed"
     limit: int | None = Field(default=None, ge=1)  # documents, evenly sampled from the train split
     prompt: str | None = None  # of the task file; None: its default
@@ -78,7 +78,7 @@ class Recipe(_Part):
     frozen_cache_gb: float = Field(default=20.0, ge=0)  # at most this much disk for the frozen layers' output; 0: none
     seed: int = 1234
 
-    def kinds(self) -> dict[str, str]:
+    def kinds(self) -> dict[str, HeadKind]:
         """Task -> kind of its head."""
         return {task: part.head or DEFAULT_KINDS[task] for task, part in self.tasks.items()}
 

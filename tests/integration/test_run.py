@@ -184,7 +184,8 @@ def test_resume_refuses_other_settings_and_says_which(
     done = rsg_harness("run", *arguments, "--resume", "--seed", "7", "--prompt", "terra=then")
     assert done.returncode == 2
     assert "seed (1234, now 7)" in done.stderr
-    assert "tasks (rsg_terra)" in done.stderr
+    assert "tasks.rsg_terra (" in done.stderr
+    assert ", now then)" in done.stderr
 
 
 def test_a_full_disk_ends_the_run_with_one_line_and_loses_nothing(

@@ -251,6 +251,17 @@ def test_resume_refuses_a_changed_recipe_and_says_what_differs(
     assert "recipe.seed (1234, now 5)" in line
 
 
+def refused_under(program: str, recipe: Path, output: Path, environment: dict[str, str]) -> str:
+    """What a training says that is started by a Python program, which limits it, and ends with exit code 2."""
+    done = subprocess.run(
+        [sys.executable, "-c", program, "train", "--recipe", str(recipe), "--output", str(output)],
+        env=environment, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
 def test_a_full_disk_keeps_what_was_saved_before(
     float32_model: Path, shared_environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -258,13 +269,7 @@ def test_a_full_disk_keeps_what_was_saved_before(
     recipe = write_recipe(tmp_path, float32_model, tasks={"terra": {}}, frozen_cache_gb=0)
     limit = "import resource, signal, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)); "
     limit += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); from harness.cli import main; sys.exit(main(sys.argv[1:]))"
-    done = subprocess.run(
-        [sys.executable, "-c", limit, "train", "--recipe", str(recipe), "--output", str(tmp_path / "out")],
-        env=shared_environment, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
-    assert done.returncode == 2, done.stderr
-    assert "cannot save" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert "cannot save" in refused_under(limit, recipe, tmp_path / "out", shared_environment)
     resumed = call(shared_environment, "train", "--recipe", recipe, "--output", tmp_path / "out", "--resume")
     assert resumed.returncode == 0, resumed.stderr
 
@@ -282,14 +287,9 @@ taken = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (taken + 500_000_000, -1))
 sys.exit(main(sys.argv[1:]))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", limited, "train", "--recipe", str(recipe), "--output", str(tmp_path / "out")],
-        env=shared_environment, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
-    assert done.returncode == 2, done.stderr
-    assert "not enough memory" in done.stderr
-    assert "lower batch_tokens (now 100000)" in done.stderr
-    assert "Traceback" not in done.stderr
+    errors = refused_under(limited, recipe, tmp_path / "out", shared_environment)
+    assert "not enough memory" in errors
+    assert "lower batch_tokens (now 100000)" in errors
 
 
 @pytest.mark.parametrize("name", ["heads.safetensors", "adapter_model.safetensors", "adapter_config.json"])

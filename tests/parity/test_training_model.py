@@ -15,7 +15,7 @@ from adapters.torch_backend import load_tokenizer
 from harness.data import cached_split
 from harness.evaluation.catalogue import choose
 from harness.evaluation.rendering import load_tasks
-from harness.heads import HeadLayout, make_layout
+from harness.heads import HeadKind, HeadLayout, make_layout
 from harness.scoring.encoding import TextEncoder
 from harness.scoring.packing import stack
 from harness.training.examples import Example, make_examples
@@ -26,7 +26,7 @@ from tests.tiny_gemma import make_tiny_gemma
 
 CPU = torch.device("cpu")
 WINDOW = 16  # of the tiny model: every prompt is longer
-KINDS = {
+KINDS: dict[str, HeadKind] = {
     "terra": "classification",
     "muserc": "sigmoid",
     "parus": "ranking",
@@ -65,7 +65,7 @@ def model(model_dir: Path, layout: HeadLayout) -> MultitaskModel:
         model="tiny",
         frozen_layers=3,
         lora=LoraRecipe(rank=4, alpha=8),
-        tasks={task: TaskRecipe(head=kind) for task, kind in KINDS.items()},  # type: ignore[arg-type]
+        tasks={task: TaskRecipe(head=kind) for task, kind in KINDS.items()},
         steps=1,
         learning_rate=1e-3,
         heads_learning_rate=1e-3,
@@ -151,9 +151,10 @@ def test_the_loss_and_its_gradients_are_those_of_the_sequences_alone(
     wanted, had = gradients(model, expected), gradients(model, found)
     assert wanted.keys() == had.keys()
     assert any("lora_A" in name for name in wanted)
+    # A ranking head's bias moves all candidates alike: terms of up to 1 cancel, and what remains is their rounding.
     for name, gradient in wanted.items():
         scale = float(gradient.abs().max())
-        np.testing.assert_allclose(had[name], gradient, atol=2e-4 * scale + 1e-7, err_msg=name)
+        np.testing.assert_allclose(had[name], gradient, atol=2e-4 * scale + 1e-6, err_msg=name)
 
 
 def test_packing_shares_the_passage(examples: dict[str, list[Example]]) -> None:

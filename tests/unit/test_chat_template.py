@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from lm_eval.tasks import TaskManager
 
-from adapters.torch_backend import load_torch
+from adapters.torch_backend import load_tokenizer, load_torch
 from harness.errors import UserError
 from harness.evaluation.catalogue import TASK_DIR, choose, task_specification
-from harness.evaluation.language_model import PlannedModel, uses_chat_template
+from harness.evaluation.language_model import PlannedModel
+from harness.evaluation.rendering import uses_chat_template
 from tests.tiny_gemma import make_tiny_gemma
 
 # The shape of Gemma-3's own template: it writes the BOS itself and calls the assistant "model".
@@ -52,9 +53,9 @@ def test_a_chat_prompt_has_one_bos_and_a_space_before_the_choice(chat_model: Pla
 
 
 def test_auto_uses_the_template_where_there_is_one(chat_model: PlannedModel, tmp_path: Path) -> None:
-    assert uses_chat_template(chat_model.backend, "auto")
-    assert not uses_chat_template(chat_model.backend, "off")
-    base = load_torch("torch-cpu", make_tiny_gemma(tmp_path), device="cpu", dtype="float32")
+    assert uses_chat_template(chat_model.tokenizer, "auto")
+    assert not uses_chat_template(chat_model.tokenizer, "off")
+    base = load_tokenizer(make_tiny_gemma(tmp_path))
     assert not uses_chat_template(base, "auto")
     with pytest.raises(UserError, match="no chat template"):
         uses_chat_template(base, "on")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from harness.data import LABELS, TASKS
 from harness.errors import UserError
 from harness.heads import (
     DEFAULT_KINDS,
-    KINDS,
+    HeadKind,
     Heads,
     allowed_kinds,
     head_of,
@@ -43,7 +44,7 @@ def test_lidirus_is_answered_by_the_head_of_terra_and_all_others_by_their_own():
 @pytest.mark.parametrize("task", TRAINED)
 def test_every_tasks_usual_head_is_one_it_may_have(task):
     assert DEFAULT_KINDS[task] in allowed_kinds(task)
-    assert set(allowed_kinds(task)) <= set(KINDS)
+    assert set(allowed_kinds(task)) <= set(get_args(HeadKind))
 
 
 def test_only_tasks_with_two_labels_may_have_a_sigmoid_and_only_those_without_words_of_their_own_are_ranked():

@@ -1,0 +1,80 @@
+"""A recipe's data: read, rendered by the task files, encoded, packed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from harness.data import Split, cached_split
+from harness.data.sampling import sample_documents
+from harness.errors import UserError
+from harness.evaluation.catalogue import ChosenTask, choose
+from harness.evaluation.rendering import load_tasks, uses_chat_template
+from harness.heads import HeadLayout, make_layout
+from harness.scoring.encoding import TextEncoder
+from harness.training.examples import Example, make_examples
+from harness.training.recipe import Recipe
+
+Splits = Mapping[tuple[str, str], Split]
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Examples of every task, and how they were made.
+
+    Attributes:
+        chosen: task -> its file and prompt.
+        train, validation: task -> examples.
+        layout: of the heads that they are encoded for.
+        chat_template: whether the tokenizer's chat template was applied.
+    """
+
+    chosen: dict[str, ChosenTask]
+    train: dict[str, list[Example]]
+    validation: dict[str, list[Example]]
+    layout: HeadLayout
+    chat_template: bool
+
+
+def load_splits(recipe: Recipe, data: str, say: Callable[[str], None]) -> Splits:
+    """The documents of every task of a recipe, by (task, split).
+
+    Raises:
+        UserError: a task has no documents in a split, or they cannot be read.
+    """
+    splits = {}
+    for task in recipe.tasks:
+        for split in ("train", "validation"):
+            found = cached_split(task, split, data)
+            if not found.documents:
+                raise UserError(f"{task} has no {split} documents in {data}", "leave the task out of the recipe")
+            for warning in found.warnings:
+                say(f"warning: {warning}")
+            splits[task, split] = found
+    return splits
+
+
+def prepare(recipe: Recipe, data: str, splits: Splits, tokenizer: Any, say: Callable[[str], None]) -> TrainingData:
+    """Renders, encodes and packs all documents that a training run may read."""
+    encoder = TextEncoder(tokenizer)
+    chat_template = uses_chat_template(tokenizer, "auto")
+    layout = make_layout(recipe.kinds())
+    chosen = {task: choose([task], part.prompt)[0] for task, part in recipe.tasks.items()}
+    tasks = load_tasks(list(chosen.values()), data=data, split="validation")
+    found: dict[str, dict[str, list[Example]]] = {"train": {}, "validation": {}}
+    for task, part in recipe.tasks.items():
+        limits = {"train": part.limit, "validation": recipe.evaluate_limit}
+        for split, limit in limits.items():
+            rows = [document.row() for document in splits[task, split].documents]
+            if limit is not None:
+                rows = sample_documents(rows, limit, recipe.seed)
+            found[split][task] = make_examples(
+                task, tasks[f"rsg_{task}"], rows, encoder, tokenizer, layout, recipe.max_tokens, chat_template
+            )
+        examples = found["train"][task]
+        tokens = sum(len(example.packed) for example in examples)
+        cut = sum(example.cut > 0 for example in examples)
+        note = f", {cut} passages cut to {recipe.max_tokens} tokens" if cut else ""
+        say(f"{task}: {len(examples)} train documents, {tokens:,} tokens packed{note}")
+    return TrainingData(chosen, found["train"], found["validation"], layout, chat_template)
