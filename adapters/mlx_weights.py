@@ -271,6 +271,23 @@ def dequantized_state(
         yield name, result
 
 
+def round_matrix(weight: Any, bits: int, group_size: int) -> Any:
+    """A torch matrix [rows, columns] as MLX stores it in so many bits (mode affine, bfloat16 scales), as float32."""
+    import mlx.core as mx
+    import numpy as np
+    import torch
+
+    result = torch.empty(weight.shape, dtype=torch.float32)
+    rows = max(1, VALUES_PER_BLOCK // weight.shape[1])
+    for start in range(0, len(weight), rows):
+        block = mx.array(weight[start : start + rows].float().numpy()).astype(mx.bfloat16)
+        packed, scales, biases = mx.quantize(block, group_size=group_size, bits=bits)
+        scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
+        values = mx.dequantize(packed, scales, biases, group_size=group_size, bits=bits)
+        result[start : start + rows] = torch.from_numpy(np.array(values))
+    return result
+
+
 def layer_quantization(
     quantization: dict[str, Any] | None, path: str, packed_width: int, groups: int
 ) -> dict[str, Any]:
@@ -311,9 +328,10 @@ def describe_weights(model_dir: Path, stored: str | None = None) -> str:
     if quantization is None:
         return stored or read_config(model_dir).get("dtype") or "float32"
     mode = quantization.get("mode", "affine")
-    return (
-        f"{quantization['bits']}-bit, group size {quantization['group_size']}{'' if mode == 'affine' else ', ' + mode}"
-    )
+    # mlx-lm's mixed recipes name every matrix, ours those with more bits.
+    others = {entry["bits"] for entry in quantization.values() if isinstance(entry, dict)} - {quantization["bits"]}
+    bits = " and ".join(f"{found}" for found in (quantization["bits"], *sorted(others)))
+    return f"{bits}-bit, group size {quantization['group_size']}{'' if mode == 'affine' else ', ' + mode}"
 
 
 def stored_bytes(model_dir: Path, dtype: str | None = None) -> int:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import harness
 from adapters.base import UserError
+
+if TYPE_CHECKING:
+    from harness.evaluation.options import RunOptions
 
 _EPILOG = """\
 examples:
@@ -37,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(verbs)
     _add_predict(verbs)
     _add_quantize(verbs)
+    _add_sweep(verbs)
     _add_verb(verbs, "tasks", _tasks, "the tasks and their prompts")
     _add_verb(verbs, "backends", _backends, "the backends, and which of them run here")
     _add_verb(verbs, "doctor", _doctor, "what this machine can do, and what is missing")
@@ -44,6 +50,8 @@ def build_parser() -> argparse.ArgumentParser:
         verbs, "leaderboard", _leaderboard, "make results/leaderboard.md and .json again from the run records"
     )
     board.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results")
+    report = _add_verb(verbs, "report", _report, "make results/index.html, the leaderboard as one page with charts")
+    report.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results")
     compare = _add_verb(
         verbs,
         "compare",
@@ -95,7 +103,40 @@ def _add_run(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     )
     model = run.add_argument_group("model")
     _add_model_options(model)
-    data = run.add_argument_group("data")
+    _add_backend_options(model)
+    work = _add_run_options(run)
+    work.add_argument("--output", type=Path, metavar="DIR", help="default: results/runs/DATE-MODEL-BACKEND")
+    work.add_argument(
+        "--resume", action="store_true", help="go on with the unfinished run in --output, or the latest one"
+    )
+
+
+def _add_sweep(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    sweep = _add_verb(
+        verbs,
+        "sweep",
+        _sweep,
+        "evaluate a model on several backends, each beside the first",
+        "Runs one evaluation on several backends and prints a table: what each costs in quality, memory and time.",
+    )
+    model = sweep.add_argument_group("model")
+    _add_model_options(model)
+    model.add_argument(
+        "--backends",
+        default="torch,mlx-fp16,mlx-q8,mlx-q6,mlx-q4,mlx-q3",
+        metavar="NAMES",
+        help="comma-separated, with arguments after colons: mlx-q4:group_size=32 (default: %(default)s)",
+    )
+    work = _add_run_options(sweep)
+    work.add_argument(
+        "--output", type=Path, metavar="PREFIX", help="PREFIX-BACKEND; default: results/runs/DATE-MODEL-BACKEND"
+    )
+    work.add_argument("--resume", action="store_true", help="go on with the sweep to --output")
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """What is asked and how it is worked off. Gives the group for where the record goes."""
+    data = parser.add_argument_group("data")
     data.add_argument(
         "--data",
         default="mini",
@@ -120,26 +161,17 @@ def _add_run(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     data.add_argument(
         "--apply-chat-template", default="auto", metavar="WHEN", help="auto (default: if the model has one), on, off"
     )
-    work = run.add_argument_group("work")
+    work = parser.add_argument_group("work")
     work.add_argument(
         "--batch-tokens", type=int, metavar="N", help="tokens in a batch (default: what suits the device)"
     )
     work.add_argument(
         "--seed", type=int, default=1234, metavar="N", help="of samples, examples, bootstrap (default: 1234)"
     )
-    work.add_argument("--output", type=Path, metavar="DIR", help="default: results/runs/DATE-MODEL-BACKEND")
-    work.add_argument(
-        "--resume", action="store_true", help="go on with the unfinished run in --output, or the latest one"
-    )
+    return work
 
 
-def _add_model_options(parser: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
-    """What names a model and what computes it; the same for every verb that loads one."""
-    parser.add_argument(
-        "--model",
-        metavar="NAME",
-        help="best (default where a checkpoint is kept), embedded, a directory, a .gguf file, a hub repository",
-    )
+def _add_backend_options(parser: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backend", default="torch", metavar="NAME", help="see `rsg-harness backends` (default: torch)"
     )
@@ -149,6 +181,15 @@ def _add_model_options(parser: argparse._ArgumentGroup | argparse.ArgumentParser
         default=[],
         metavar="NAME=VALUE",
         help="e.g. group_size=32, threads=4; repeatable",
+    )
+
+
+def _add_model_options(parser: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
+    """What names a model and how it computes; the same for every verb that loads one."""
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="best (default where a checkpoint is kept), embedded, a directory, a .gguf file, a hub repository",
     )
     parser.add_argument(
         "--execution",
@@ -171,6 +212,7 @@ def _add_predict(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "rsg-harness predict --task terra --premise TEXT --hypothesis TEXT",
     )
     _add_model_options(predict)
+    _add_backend_options(predict)
     predict.add_argument("--task", required=True, metavar="NAME", help="see `rsg-harness tasks`")
     fields = predict.add_argument_group("fields of the question")
     for name, text in _FIELD_HELP.items():
@@ -232,6 +274,18 @@ def _add_quantize(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     quantize.add_argument("--mode", default="affine", metavar="NAME", help="affine (default), mxfp4, nvfp4, mxfp8")
     quantize.add_argument("--recipe", metavar="NAME", help="mixed_3_4, mixed_3_6, mixed_4_6: mlx-lm's mixed recipes")
+    quantize.add_argument(
+        "--method",
+        default="plain",
+        metavar="NAME",
+        help="plain (default), or sensitivity: 8 bits for the layers whose rounding moves the model's answers most",
+    )
+    quantize.add_argument(
+        "--data", default="mini", metavar="SOURCE", help="for sensitivity: whose train documents are asked"
+    )
+    quantize.add_argument(
+        "--target-bits", type=float, default=5.0, metavar="N", help="for sensitivity: bits a weight (default: 5)"
+    )
 
 
 def _say(text: str) -> None:
@@ -240,7 +294,7 @@ def _say(text: str) -> None:
 
 @contextlib.contextmanager
 def _progress_bars() -> Iterator[Callable[[str, int], Callable[[int], object]]]:
-    """Gives a function that starts a bar with the time left, in tokens for scoring, in answers for generating.
+    """Gives a function that starts a bar with the time left: tokens for scoring, else pieces of work.
 
     Leaving closes the bars, so that an error stands on a line of its own.
     """
@@ -250,27 +304,26 @@ def _progress_bars() -> Iterator[Callable[[str, int], Callable[[int], object]]]:
 
         def start(what: str, total: int) -> Callable[[int], object]:
             scoring = what == "scoring"
-            unit = " tok" if scoring else " answer"
+            unit = " tok" if scoring else ""
             return bars.enter_context(tqdm(total=total, desc=what, unit=unit, unit_scale=scoring, disable=False)).update
 
         yield start
 
 
-def _run(args: argparse.Namespace) -> None:
-    # The libraries' own bars, which tqdm reads this for when it is first imported, would only hide ours.
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    from harness.evaluation.options import RunOptions
-    from harness.evaluation.run import run
-    from harness.reports.tables import run_table
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
-    options = RunOptions(
+
+def _run_options(args: argparse.Namespace) -> RunOptions:
+    """What `run` and `sweep` both take."""
+    from harness.evaluation.options import RunOptions
+
+    return RunOptions(
         model=args.model,
-        backend=args.backend,
-        backend_args=tuple(args.backend_arg),
         execution=args.execution,
         dtype=args.dtype,
         data=args.data,
-        tasks=tuple(name for name in args.tasks.split(",") if name.strip()),
+        tasks=_names(args.tasks),
         split=args.split,
         limit=args.limit,
         num_fewshot=args.num_fewshot,
@@ -282,10 +335,31 @@ def _run(args: argparse.Namespace) -> None:
         resume=args.resume,
         command=args.command,
     )
+
+
+def _run(args: argparse.Namespace) -> None:
+    # The libraries' own bars, which tqdm reads this for when it is first imported, would only hide ours.
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    from harness.evaluation.run import run
+    from harness.processes import started_processes
+    from harness.reports.tables import run_table
+
+    options = dataclasses.replace(_run_options(args), backend=args.backend, backend_args=tuple(args.backend_arg))
     with _progress_bars() as progress:
         record, directory = run(options, _say, progress)
-    print(run_table(record))
-    print(f"record: {directory}")
+    if started_processes().is_first:
+        print(run_table(record))
+        print(f"record: {directory}")
+
+
+def _sweep(args: argparse.Namespace) -> None:
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    from harness.quantization.sweep import sweep, sweep_table
+
+    with _progress_bars() as progress:
+        rows = sweep(_run_options(args), _names(args.backends), _say, progress)
+    if rows:
+        print(sweep_table(rows))
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -330,8 +404,19 @@ def _quantize(args: argparse.Namespace) -> None:
     from harness.quantization.quantize import QuantizeOptions, quantize
     from harness.units import MIB
 
-    options = QuantizeOptions(args.output, args.model, args.bits, args.group_size, args.mode, args.recipe)
-    done = quantize(options, _say)
+    options = QuantizeOptions(
+        output=args.output,
+        model=args.model,
+        bits=args.bits,
+        group_size=args.group_size,
+        mode=args.mode,
+        recipe=args.recipe,
+        method=args.method,
+        data=args.data,
+        target_bits=args.target_bits,
+    )
+    with _progress_bars() as progress:
+        done = quantize(options, _say, progress)
     share = done.bytes_after / done.bytes_before
     print(
         f"{done.directory}: {done.bits_per_weight:.2f} bits a weight, "
@@ -367,6 +452,12 @@ def _leaderboard(args: argparse.Namespace) -> None:
 
     for path in write_leaderboard(args.results):
         print(path)
+
+
+def _report(args: argparse.Namespace) -> None:
+    from harness.reports.html_page import write_page
+
+    print(write_page(args.results, _say))
 
 
 def _compare(args: argparse.Namespace) -> None:

@@ -91,7 +91,7 @@ class Predictor:
             task.file.task: task for task in choose(["rsg"], defaults=checkpoint.prompts() if checkpoint else None)
         }
         self._tasks = load_tasks(list(self._chosen.values()), data="mini", split="validation")
-        self._language_model = PlannedModel(self.backend, self.backend.info.batch_tokens, heads=heads)
+        self.language_model = PlannedModel(self.backend, self.backend.info.batch_tokens, heads=heads)
         self._chat = uses_chat_template(self.backend.tokenizer, "auto")
 
     def answer(self, questions: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Answer]:
@@ -110,7 +110,7 @@ class Predictor:
                 request.doc_id = number
             requests.append(rendered)
         flat = [request for rendered in requests for request in rendered]
-        scores = iter(self._language_model.loglikelihood(flat))
+        scores = iter(self.language_model.loglikelihood(flat))
         answers = []
         for (task, doc), rendered in zip(documents, requests, strict=True):
             logprobs = log_softmax([next(scores)[0] for _ in rendered])

@@ -15,6 +15,7 @@ from harness.errors import UserError
 from harness.evaluation.provenance import peak_process_bytes
 from harness.evaluation.rendering import chat_text
 from harness.heads import Heads, head_of, head_sequences, log_softmax
+from harness.processes import ALONE, Processes
 from harness.scoring.encoding import ScoredSequence, TextEncoder, cut_prompt, encode_pairs
 from harness.scoring.generation import GenerationJob, generate_all
 from harness.scoring.plan import make_plan
@@ -32,6 +33,7 @@ class PlannedModel(LM):
         progress: called with (kind of work, total) when work starts; gives a function to call with the work just done.
         seed: for sampled generation.
         heads: of a multitask checkpoint; they answer the tasks that they were trained for.
+        processes: that share the work.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class PlannedModel(LM):
         progress: Callable[[str, int], Callable[[int], object]] | None = None,
         seed: int = 0,
         heads: Heads | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         super().__init__()
         self.heads = heads
@@ -50,12 +53,13 @@ class PlannedModel(LM):
         self.encoder = TextEncoder(backend.tokenizer)
         self.batch_tokens = batch_tokens
         self.truncated: Counter[str] = Counter()  # lm-eval task name -> requests cut from the left
-        self.scorer = Scorer(backend, store)
+        self.scorer = Scorer(backend, store, processes)
         self.single_bytes = 0  # peak memory after one document at batch size 1
         self.generated_prompt_tokens = 0
         self._store = store
         self._progress = progress or (lambda what, total: lambda done: None)
         self._seed = seed
+        self._processes = processes
         # lm-eval places nothing on a device itself, but its base class reads this.
         self._device = "cpu"
 
@@ -121,7 +125,8 @@ class PlannedModel(LM):
         plan = make_plan(sequences, self.batch_tokens)
         try:
             self._note_single_document(sequences, project)
-            scores = self.scorer.score(plan, sequences, self._progress("scoring", plan.tokens_computed), project)
+            report = self._progress("scoring", plan.tokens_computed // self._processes.size)  # this one's share
+            scores = self.scorer.score(plan, sequences, report, project)
         except NotFinite as error:
             bad = requests[error.sequence]
             raise UserError(
@@ -144,9 +149,9 @@ class PlannedModel(LM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         jobs = [self._job(request) for request in requests]
         self.generated_prompt_tokens += sum(len(job.prompt) for job in jobs)
-        report = self._progress("generating", len(jobs))
+        report = self._progress("generating", len(jobs) // self._processes.size)
         try:
-            return generate_all(self.backend, jobs, self.batch_tokens, self._store, report)
+            return generate_all(self.backend, jobs, self.batch_tokens, self._store, report, self._processes)
         except OutOfMemory as error:
             raise self._too_large(error) from error
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from adapters.registry import BACKENDS, DTYPES, EXECUTIONS, parse_backend_args, pick_execution
 from harness.data import SPLITS
 from harness.errors import UserError, nearest_hint
+
+# Called with (what, total) when work starts; gives a function to call with the work just done.
+Progress = Callable[[str, int], Callable[[int], object]]
 
 
 @dataclass(frozen=True)

@@ -119,6 +119,7 @@ class RunRecord(_Model):
     seed: int
     date: str  # ISO 8601, UTC
     resumed: bool
+    processes: int = 1  # that shared the work; memory is the largest one's
     settings_sha256: str
     versions: dict[str, str]
     machine: dict[str, Any]

@@ -17,11 +17,13 @@ from harness.evaluation.catalogue import TASK_DIR, ChosenTask
 from harness.evaluation.options import RunOptions
 from harness.evaluation.record import RESULTS, RunRecord, read_record
 from harness.models import LocalModel
+from harness.processes import Processes
 from harness.scoring.store import ProgressStore
 from harness.settings import setting_differences
 
 RUNS_DIR = Path("results") / "runs"
 PROGRESS = "progress.sqlite"
+_OTHERS_PROGRESS = "progress-{rank}.sqlite"  # of the processes after the first
 
 
 def named_directory(options: RunOptions) -> Path | None:
@@ -45,6 +47,34 @@ def new_directory(model: LocalModel, backend: str) -> Path:
     directory = RUNS_DIR / f"{stamp}-{_slug(model.name)}-{backend}"
     _make_writable(directory)
     return directory
+
+
+def open_store(directory: Path, processes: Processes) -> ProgressStore:
+    """This process's store. The first one takes over what others of an earlier start left.
+
+    Raises:
+        UserError: a store is damaged, or the directory cannot be written.
+    """
+
+    def open_first() -> ProgressStore:
+        store = ProgressStore(directory / PROGRESS)
+        for left in sorted(directory.glob(_OTHERS_PROGRESS.format(rank="*"))):
+            store.absorb(left)
+        return store
+
+    store = open_first() if processes.is_first else None
+    processes.from_first(lambda: None)  # nobody opens a store that the first one is about to absorb
+    if store is None:
+        directory.mkdir(parents=True, exist_ok=True)  # on another machine
+        store = ProgressStore(directory / _OTHERS_PROGRESS.format(rank=processes.rank))
+    return store
+
+
+def remove_stores(directory: Path) -> None:
+    """After the record is written."""
+    for pattern in (PROGRESS, _OTHERS_PROGRESS.format(rank="*")):
+        for leftover in directory.glob(f"{pattern}*"):
+            leftover.unlink(missing_ok=True)  # where processes share the directory, another may be faster
 
 
 def _make_writable(directory: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,30 +15,38 @@ from harness.evaluation.catalogue import ChosenTask, choose
 from harness.evaluation.checkpoints import checkpoint_warnings, open_checkpoint
 from harness.evaluation.language_model import PlannedModel
 from harness.evaluation.loading import load_model
-from harness.evaluation.options import RunOptions, check_options
+from harness.evaluation.options import Progress, RunOptions, check_options
 from harness.evaluation.record import RunRecord, TimingRecord, write_run
 from harness.evaluation.rendering import load_tasks, uses_chat_template
 from harness.evaluation.resume import (
-    PROGRESS,
     agree_on_settings,
     finished_record,
     named_directory,
     new_directory,
+    open_store,
+    remove_stores,
     run_settings,
 )
-from harness.evaluation.summary import Evaluation, Outcome, count_documents, make_record, make_samples
+from harness.evaluation.summary import (
+    Evaluation,
+    Outcome,
+    count_documents,
+    make_record,
+    make_samples,
+    process_costs,
+    total_costs,
+)
 from harness.heads import Heads
 from harness.models import default_model, resolve_model
+from harness.processes import Processes, started_processes
 from harness.quiet import quiet_libraries
 from harness.scoring.store import ProgressStore
-
-Progress = Callable[[str, int], Callable[[int], object]]
 
 
 def run(
     options: RunOptions, say: Callable[[str], None] = lambda text: None, progress: Progress | None = None
 ) -> tuple[RunRecord, Path]:
-    """Evaluates a model and writes the record.
+    """Evaluates a model and writes the record. Processes of one launcher share the work; the first one writes.
 
     Args:
         options: what to run.
@@ -52,40 +61,49 @@ def run(
     """
     started = time.monotonic()
     check_options(options)
+    processes = started_processes()
+    if not processes.is_first:
+        say, progress = (lambda text: None), None
     model_name = options.model or default_model()
     checkpoint = open_checkpoint(model_name)
     chosen = choose(options.tasks, options.prompt, defaults=checkpoint.prompts() if checkpoint else None)
-    directory = named_directory(options)
+    named = processes.from_first(lambda: _text(named_directory(options)))
     splits = _load_splits(chosen, options, say)
     if checkpoint:
         for warning in checkpoint_warnings(checkpoint, chosen, options.num_fewshot):
             say(f"warning: {warning}")
-    model = resolve_model(model_name, say)
-    directory = directory or new_directory(model, options.backend)
+    processes.from_first(lambda: resolve_model(model_name, say).name)  # fetched or converted once, by the first
+    model = resolve_model(model_name)
+    directory = Path(named or processes.from_first(lambda: str(new_directory(model, options.backend))))
     settings = run_settings(options, model, chosen, splits)
     finished = finished_record(directory, settings)
     if finished is not None:
         return finished, directory
-    with ProgressStore(directory / PROGRESS) as store:
+    with open_store(directory, processes) as store:
         resumed = agree_on_settings(store, settings, directory)
         say(f"loading {model.name} for {options.backend}")
         backend, heads = load_model(model, options)
         loaded = time.monotonic()
-        language_model, outcomes = _evaluate(backend, heads, chosen, options, store, progress)
-        scoring_seconds = store.seconds()
+        language_model, outcomes = _evaluate(backend, heads, chosen, options, store, progress, processes)
+        costs = total_costs(processes.gather(dataclasses.asdict(process_costs(language_model, store.seconds()))))
         timing = TimingRecord(
             wall_seconds=time.monotonic() - started,
             load_seconds=loaded - started,
-            scoring_seconds=scoring_seconds,
-            records_per_second=count_documents(outcomes) / scoring_seconds if scoring_seconds else 0.0,
+            scoring_seconds=costs.scoring_seconds,
+            records_per_second=count_documents(outcomes) / costs.scoring_seconds if costs.scoring_seconds else 0.0,
         )
         record = make_record(
-            Evaluation(options, settings, model, backend, language_model, splits, outcomes, timing, resumed)
+            Evaluation(options, settings, model, backend, language_model, splits, outcomes, timing, costs, resumed)
         )
-        write_run(directory, record, make_samples(outcomes))
-    for leftover in directory.glob(f"{PROGRESS}*"):
-        leftover.unlink()
+        if processes.is_first:
+            write_run(directory, record, make_samples(outcomes))
+    processes.from_first(lambda: None)  # the record is written
+    remove_stores(directory)
     return record, directory
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
 
 
 def _load_splits(chosen: list[ChosenTask], options: RunOptions, say: Callable[[str], None]) -> dict[str, Split]:
@@ -114,12 +132,19 @@ def _evaluate(
     options: RunOptions,
     store: ProgressStore,
     progress: Progress | None,
+    processes: Processes,
 ) -> tuple[PlannedModel, list[Outcome]]:
     """Lets lm-eval render, score and judge. Gives our model and the outcomes."""
     from lm_eval.evaluator import evaluate
 
     language_model = PlannedModel(
-        backend, options.batch_tokens or backend.info.batch_tokens, store, progress, seed=options.seed, heads=heads
+        backend,
+        options.batch_tokens or backend.info.batch_tokens,
+        store,
+        progress,
+        seed=options.seed,
+        heads=heads,
+        processes=processes,
     )
     tasks = load_tasks(
         chosen,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -43,6 +43,39 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Costs:
+    """What the scoring cost one process, or all that shared a run."""
+
+    processes: int
+    scoring_seconds: float  # of the slowest process
+    peak_bytes: int  # of the largest
+    single_bytes: int  # of the largest
+    padding: int
+    forward_passes: int
+    halved_batches: int
+
+
+def process_costs(language_model: PlannedModel, scoring_seconds: float) -> Costs:
+    """Of this process."""
+    statistics = language_model.scorer.statistics
+    return Costs(
+        processes=1,
+        scoring_seconds=scoring_seconds,
+        peak_bytes=language_model.backend.peak_memory() or provenance.peak_process_bytes(),
+        single_bytes=language_model.single_bytes,
+        padding=statistics.padding,
+        forward_passes=statistics.forward_passes,
+        halved_batches=statistics.halved,
+    )
+
+
+def total_costs(costs: Sequence[Mapping[str, Any]]) -> Costs:
+    """Of all processes together, from the fields of each one's `Costs`."""
+    largest = ("scoring_seconds", "peak_bytes", "single_bytes")
+    return Costs(**{name: (max if name in largest else sum)(cost[name] for cost in costs) for name in costs[0]})
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """A run that has just ended."""
 
@@ -54,6 +87,7 @@ class Evaluation:
     splits: dict[str, Split]
     outcomes: list[Outcome]
     timing: TimingRecord
+    costs: Costs
     resumed: bool
 
 
@@ -131,8 +165,7 @@ def make_record(done: Evaluation) -> RunRecord:
             mains.append(estimates["rsg"])
     mean = mean_estimate(mains) if mains else None
     nine = _all_nine(done.outcomes) and len(mains) == len(TASKS)
-    info, statistics = done.backend.info, done.language_model.scorer.statistics
-    device_peak = done.backend.peak_memory()
+    info, statistics, costs = done.backend.info, done.language_model.scorer.statistics, done.costs
     return RunRecord(
         score=mean.value if mean and nine else None,
         score_stderr=mean.stderr if mean and nine else None,
@@ -160,21 +193,22 @@ def make_record(done: Evaluation) -> RunRecord:
         ),
         timing=done.timing,
         memory=MemoryRecord(
-            peak_bytes=device_peak or provenance.peak_process_bytes(),
-            single_bytes=done.language_model.single_bytes,
-            of=info.device if device_peak else "process",
+            peak_bytes=costs.peak_bytes,
+            single_bytes=costs.single_bytes,
+            of="process" if done.backend.peak_memory() is None else info.device,
         ),
         tokens=TokenRecord(
             computed=statistics.tokens_computed + done.language_model.generated_prompt_tokens,
             shared=statistics.tokens_shared,
-            padding=statistics.padding,
-            forward_passes=statistics.forward_passes,
+            padding=costs.padding,
+            forward_passes=costs.forward_passes,
             batch_tokens=done.language_model.batch_tokens,
-            halved_batches=statistics.halved,
+            halved_batches=costs.halved_batches,
         ),
         seed=done.options.seed,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         resumed=done.resumed,
+        processes=costs.processes,
         settings_sha256=settings_hash(done.settings),
         versions=provenance.versions(),
         machine=provenance.machine(),

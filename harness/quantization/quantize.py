@@ -6,11 +6,14 @@ of ours where the model was one, and in any case a model that `mlx_lm.generate` 
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from adapters.mlx_weights import (
     MIXED_RECIPES,
@@ -25,8 +28,13 @@ from adapters.mlx_weights import (
 )
 from harness.checkpoint import write_merged
 from harness.errors import UserError, nearest_hint
+from harness.evaluation.options import Progress
 from harness.models import LocalModel, default_model, resolve_model
+from harness.quantization.mixing import HIGH_BITS, Part, average_bits, choose_raised
 from harness.quiet import quiet_libraries
+
+METHODS = ("plain", "sensitivity")
+SENSITIVITY = "sensitivity.json"
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,9 @@ class QuantizeOptions:
     group_size: int | None = None  # None: what is usual for the mode
     mode: str = "affine"
     recipe: str | None = None  # one of MIXED_RECIPES
+    method: str = "plain"  # one of METHODS
+    data: str = "mini"  # for `sensitivity`: whose train documents are looked at
+    target_bits: float = 5.0  # for `sensitivity`: a weight, scales included
 
 
 @dataclass(frozen=True)
@@ -52,8 +63,15 @@ class Quantized:
     bytes_after: int
 
 
-def quantize(options: QuantizeOptions, say: Callable[[str], None] = lambda text: None) -> Quantized:
+def quantize(
+    options: QuantizeOptions, say: Callable[[str], None] = lambda text: None, progress: Progress | None = None
+) -> Quantized:
     """Writes the quantised directory, whole or not at all.
+
+    Args:
+        options: what to write.
+        say: told what takes long.
+        progress: as for `run`; the sensitivity of some dozens of parts takes minutes.
 
     Raises:
         UserError: settings that MLX does not offer or that do not divide the matrices, a quantised model, a directory
@@ -65,7 +83,12 @@ def quantize(options: QuantizeOptions, say: Callable[[str], None] = lambda text:
         raise UserError(f"unknown recipe {options.recipe!r}", nearest_hint(options.recipe, MIXED_RECIPES, "recipes"))
     if options.recipe is not None and options.mode != "affine":
         raise UserError(f"mixed recipes are affine, not {options.mode}", "leave out --mode or --recipe")
-    model = resolve_model(options.model or default_model(), say)
+    if options.method not in METHODS:
+        raise UserError(f"unknown method {options.method!r}", nearest_hint(options.method, METHODS, "methods"))
+    if options.method == "sensitivity" and (options.recipe is not None or options.mode != "affine"):
+        raise UserError("--method sensitivity makes an affine recipe of its own", "leave out --recipe and --mode")
+    name = options.model or default_model()
+    model = resolve_model(name, say)
     config = read_config(model.path)
     found = quantization_of(config)
     if found is not None:
@@ -74,6 +97,13 @@ def quantize(options: QuantizeOptions, say: Callable[[str], None] = lambda text:
     bits, group_size = _settings(options)
     check_quantization(staged, bits, group_size, options.mode)
     what = f"{options.recipe or f'{bits} bits'}, group size {group_size}"
+    predicate: Any = options.recipe
+    measured = None
+    if options.method == "sensitivity":
+        parts, raised = _measure(options, model, name, bits, group_size, say, progress)
+        predicate = _raising(raised, group_size)
+        measured = _sensitivity_text(parts, raised)
+        what = f"{bits} bits, {len(raised)} of {len(parts)} parts {HIGH_BITS} bits, group size {group_size}"
     say(f"quantising {model.name} to {what}")
     try:
         options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -93,8 +123,10 @@ def quantize(options: QuantizeOptions, say: Callable[[str], None] = lambda text:
                 q_group_size=group_size,
                 q_mode=options.mode,
                 dtype="bfloat16",
-                quant_predicate=options.recipe,
+                quant_predicate=predicate,
             )
+        if measured is not None:
+            (result / SENSITIVITY).write_text(measured, encoding="utf-8")
         after, weights = stored_bytes(result), parameter_count(result)
         if model.checkpoint is not None:
             write_merged(result, model.checkpoint, f"{what}, {8 * after / weights:.2f} bits a weight")
@@ -104,6 +136,50 @@ def quantize(options: QuantizeOptions, say: Callable[[str], None] = lambda text:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return Quantized(options.output, model, 8 * after / weights, stored_bytes(model.path), after)
+
+
+def _measure(
+    options: QuantizeOptions,
+    model: LocalModel,
+    name: str,
+    bits: int,
+    group_size: int,
+    say: Callable[[str], None],
+    progress: Progress | None,
+) -> tuple[list[Part], list[Part]]:
+    """All parts with their sensitivity, and those that get more bits.
+
+    Raises:
+        UserError: fewer bits asked for than the low ones take.
+    """
+    lowest = average_bits([Part("", (), 1, 0.0)], [], bits, group_size)
+    if options.target_bits < lowest:
+        raise UserError(
+            f"--target-bits {options.target_bits} is less than {bits} bits with their scales take",
+            f"give {lowest} or more, or fewer --bits",
+        )
+    from harness.quantization.sensitivity import measure_sensitivity  # which loads lm-eval and PyTorch
+
+    say(f"measuring {model.name} on train documents of {options.data}")
+    parts = measure_sensitivity(
+        model, name, bits, group_size, options.data, progress or (lambda what, total: lambda done: None)
+    )
+    raised = choose_raised(parts, bits, group_size, options.target_bits)
+    for part in sorted(parts, key=lambda part: -part.divergence)[:5]:
+        say(f"{part.name}: KL {part.divergence:.4f} at {bits} bits{', raised' if part in raised else ''}")
+    return parts, raised
+
+
+def _raising(raised: Sequence[Part], group_size: int) -> Callable[[str, Any], bool | dict[str, Any]]:
+    """mlx_lm's quant_predicate: more bits for the matrices of these parts."""
+    matrices = {matrix for part in raised for matrix in part.matrices}
+    high = {"group_size": group_size, "bits": HIGH_BITS, "mode": "affine"}
+    return lambda path, module: dict(high) if path in matrices else True
+
+
+def _sensitivity_text(parts: Sequence[Part], raised: Sequence[Part]) -> str:
+    rows = [{**dataclasses.asdict(part), "raised": part in raised} for part in parts]
+    return json.dumps(rows, ensure_ascii=False, indent=1) + "\n"
 
 
 def _settings(options: QuantizeOptions) -> tuple[int, int]:

@@ -8,10 +8,13 @@ from tabulate import tabulate
 
 from harness.data import TASKS
 from harness.data.official import DIRECTORIES as OFFICIAL_NAMES
-from harness.reports.leaderboard_rows import GROUPS, Leaderboard, Row, TaskFigure, machine_text
+from harness.reports.latency import LatencyRecord
+from harness.reports.leaderboard_rows import GROUPS, Leaderboard, Row, RowRun, TaskFigure, machine_text
 from harness.reports.published import REFERENCE_NOTE, reference_cells
+from harness.reports.tables import estimate_text
 from harness.units import MIB
 
+_TIMED = ("terra", "muserc")  # the short and the long question
 NAMES = [OFFICIAL_NAMES[task] for task in TASKS]
 COSTS = ["records/s", "memory at batch size 1, MiB", "peak memory, MiB", "weights, MiB"]
 HEADERS = ["model", "backend (weights)", "executed by", *NAMES, "score", *COSTS, "data"]
@@ -27,12 +30,21 @@ LEGEND = """\
 - Memory at batch size 1: after the model's start and one longest document alone. Peak memory: the most that a whole run
   took. Both are the process's memory, or the GPU allocator's where there is one. Weights: their size as stored."""
 HEADS = "- †: trained on these tasks; heads of its own answer them (leaderboard.json says which)."
+LATENCY_HEADERS = [
+    "model", "backend (weights)", "executed by", "short question, p50 / p95, ms", "long question, p50 / p95, ms",
+    "questions/s", "first token, ms", "new tokens/s", "start, s", "memory at batch size 1, MiB", "peak memory, MiB",
+]  # fmt: skip
+LATENCY_NOTE = """\
+Made by `pytest --benchmark` on the mini set, each backend in a process of its own. Short: a TERRa pair; long: a MuSeRC
+paragraph with one answer; both at batch size 1, from the fields to the answer. Questions/s: TERRa, many at once, at the
+best of five batch sizes (MOROCCO's definition). First token: after a prompt of {prompt_tokens} tokens."""
 BORROWED = "- \\*: executed by torch: the quality is real, the speed and the memory are not MLX's."
 
 
 def page(board: Leaderboard) -> str:
     parts = ["# Russian SuperGLUE leaderboard", "Made from the run records by `rsg-harness leaderboard`."]
-    machines = sorted({machine_text(run) for row in board.rows for run in row.runs})
+    measured = list(board.latency.values())
+    machines = sorted({machine_text(run) for row in board.rows for run in row.runs} | set(map(machine_text, measured)))
     for is_mini in (False, True):
         for group, how in GROUPS.items():
             rows = [row for row in board.rows if row.group == group and (row.data.source == "mini") == is_mini]
@@ -40,6 +52,10 @@ def page(board: Leaderboard) -> str:
                 parts.append(f"## {'Mini set' if is_mini else 'Russian SuperGLUE'}: {how}")
                 parts.extend([MINI_NOTE] if is_mini else [])
                 parts.extend([_table(HEADERS, [_cells(row, board, machines) for row in rows]), _caveats(rows)])
+    if measured:
+        note = LATENCY_NOTE.format(prompt_tokens=measured[0].generation.prompt_tokens)
+        cells = [_latency_cells(record, machines) for record in measured]
+        parts.extend(["## Latency", note, _table(LATENCY_HEADERS, cells)])
     borrowed = [BORROWED] if any(row.is_mlx_by_torch for row in board.rows) else []
     trained = [HEADS] if any(_has_heads(row) for row in board.rows) else []
     numbered = [f"- Machine{f' {n}' if len(machines) > 1 else ''}: {text}." for n, text in enumerate(machines, 1)]
@@ -62,14 +78,14 @@ def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _cells(row: Row, board: Leaderboard, machines: Sequence[str]) -> list[str]:
     mark = "*" if row.is_mlx_by_torch else ""
-    score = "–" if row.score is None else f"{_percent(row.score)} ± {_percent(row.score_stderr)}"
+    score = estimate_text(row.score, row.score_stderr)
     speed = "–" if row.records_per_second is None else f"{row.records_per_second:.2f}{mark}"
     memory = [f"{_mebibytes(size)}{mark if size else ''}" for size in (row.single_bytes, row.peak_bytes)]
     weights = _mebibytes(row.model.weights_bytes)
     figures = [_figure(row.tasks.get(task)) for task in TASKS]
-    executed = ", ".join([row.execution, row.device, row.dtype, *_where(row, machines)])
+    executed = ", ".join([row.execution, row.device, row.dtype, *_where(row.runs, machines)])
     backend = f"{row.backend} ({row.model.weights})"
-    return [_model_name(row, board), backend, executed, *figures, score, speed, *memory, weights, _data(row)]
+    return [_model_name(row, board), backend, executed, *figures, score, speed, *memory, weights, data_text(row)]
 
 
 def _model_name(row: Row, board: Leaderboard) -> str:
@@ -83,13 +99,30 @@ def _has_heads(row: Row) -> bool:
     return any(task.head for task in row.tasks.values())
 
 
-def _where(row: Row, machines: Sequence[str]) -> list[str]:
+def _latency_cells(record: LatencyRecord, machines: Sequence[str]) -> list[str]:
+    one_question = [f"{1000 * record.latency[task].p50:.0f} / {1000 * record.latency[task].p95:.0f}" for task in _TIMED]
+    return [
+        record.model.name,
+        f"{record.backend} ({record.model.weights})",
+        ", ".join([record.execution, record.device, record.dtype, *_where([record], machines)]),
+        *one_question,
+        f"{record.throughput.questions_per_second:.1f}",
+        f"{1000 * record.generation.first_token_seconds:.0f}",
+        f"{record.generation.tokens_per_second:.1f}",
+        f"{record.load_seconds:.1f}",
+        _mebibytes(record.single_bytes),
+        _mebibytes(record.peak_bytes),
+    ]
+
+
+def _where(runs: Sequence[RowRun | LatencyRecord], machines: Sequence[str]) -> list[str]:
     """The machines by number, where there are several."""
-    numbers = sorted({machines.index(machine_text(run)) + 1 for run in row.runs})
+    numbers = sorted({machines.index(machine_text(run)) + 1 for run in runs})
     return [f"machine {' and '.join(map(str, numbers))}"] if len(machines) > 1 else []
 
 
-def _data(row: Row) -> str:
+def data_text(row: Row) -> str:
+    """What a row was measured on."""
     limit = [f"at most {row.data.limit} a task"] if row.data.limit else []
     shots = [f"{row.num_fewshot} examples shown"] if row.num_fewshot else []
     return ", ".join(

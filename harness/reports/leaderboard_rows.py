@@ -27,6 +27,7 @@ from harness.evaluation.record import (
     TimingRecord,
     read_record,
 )
+from harness.reports.latency import LatencyRecord, read_latencies
 from harness.reports.published import reference_rows
 from harness.units import GIB
 
@@ -90,15 +91,17 @@ class Leaderboard(_Model):
     schema_version: int = SCHEMA_VERSION
     rows: tuple[Row, ...]
     reference: tuple[dict[str, Any], ...]
+    latency: dict[str, LatencyRecord]  # file in results/latency -> what it holds, the quickest first
 
 
 def build_leaderboard(results: Path) -> Leaderboard:
     """The leaderboard of all records under `results`/runs; damaged ones are named on stderr and left out.
 
     Raises:
-        UserError: there is no readable record.
+        UserError: there is no readable record, or a latency record is damaged.
     """
-    return Leaderboard(rows=tuple(_rows(_read_runs(results))), reference=tuple(reference_rows()))
+    rows = tuple(_rows(_read_runs(results)))
+    return Leaderboard(rows=rows, reference=tuple(reference_rows()), latency=read_latencies(results))
 
 
 @dataclass(frozen=True)
@@ -234,7 +237,7 @@ def _speed(runs: Sequence[_Run], group: str) -> float | None:
     return sum(cost.documents for cost in costs) / seconds
 
 
-def machine_text(run: RowRun) -> str:
+def machine_text(run: RowRun | LatencyRecord) -> str:
     known = run.machine
     memory = f"{(known.get('memory_bytes') or 0) / GIB:.0f} GiB"
     return ", ".join(

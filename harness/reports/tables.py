@@ -10,11 +10,15 @@ from harness.evaluation.record import MetricRecord, RunRecord
 from harness.units import MIB
 
 
-def percent(metric: MetricRecord) -> str:
+def estimate_text(value: float | None, stderr: float | None) -> str:
     """A figure with its standard error, times 100: `57.3 ± 2.8`."""
-    if metric.value is None:
+    if value is None:
         return "–"
-    return f"{100 * metric.value:.1f} ± {100 * (metric.stderr or 0):.1f}"
+    return f"{100 * value:.1f} ± {100 * (stderr or 0):.1f}"
+
+
+def percent(metric: MetricRecord) -> str:
+    return estimate_text(metric.value, metric.stderr)
 
 
 def run_table(record: RunRecord) -> str:
@@ -58,12 +62,10 @@ def _heading(record: RunRecord) -> str:
 def _summary(record: RunRecord) -> list[str]:
     lines = []
     if record.score is not None:
-        error = record.score_stderr or 0
-        lines.append(f"score {100 * record.score:.1f} ± {100 * error:.1f} (mean of the nine tasks)")
+        lines.append(f"score {estimate_text(record.score, record.score_stderr)} (mean of the nine tasks)")
     elif record.mean is not None:
-        error = record.mean_stderr or 0
         lines.append(
-            f"mean of these {len(record.tasks)} tasks {100 * record.mean:.1f} ± {100 * error:.1f} "
+            f"mean of these {len(record.tasks)} tasks {estimate_text(record.mean, record.mean_stderr)} "
             "(no Russian SuperGLUE score: that takes all nine)"
         )
     if record.data.source == "mini":

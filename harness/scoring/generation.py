@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from adapters.base import Backend, OutOfMemory, Sampling
+from harness.processes import ALONE, Processes
 from harness.scoring.store import ProgressStore
 
 
@@ -25,6 +26,7 @@ def generate_all(
     batch_tokens: int,
     store: ProgressStore | None = None,
     on_progress: Callable[[int], object] | None = None,
+    processes: Processes = ALONE,
 ) -> list[str]:
     """The continuation of every job, in order.
 
@@ -32,19 +34,19 @@ def generate_all(
         batch_tokens: at most this many tokens in a batch, new ones and padding included.
         store: keeps finished texts; a resumed run finds them there.
         on_progress: called with the number of jobs just finished.
+        processes: that share the jobs; all must have the same ones.
 
     Raises:
         OutOfMemory: not even one prompt fits.
     """
     key = _fingerprint(jobs)
-    texts = store.texts(key) if store else {}
+    texts = _together(store.texts(key) if store else {}, processes)
     report = on_progress or (lambda done: None)
     report(len(texts))
     started = time.monotonic()
-    for batch in _batches(jobs, batch_tokens):
-        # The batch as planned is done or not done as a whole, so a resumed run computes the same batches.
-        if all(index in texts for index in batch):
-            continue
+    # A batch as planned is done or not done as a whole, so a resumed run computes the same batches.
+    waiting = [batch for batch in _batches(jobs, batch_tokens) if any(index not in texts for index in batch)]
+    for batch in waiting[processes.rank :: processes.size]:  # of like length side by side, so turns are fair
         done = dict(zip(batch, _generate_halving(backend, [jobs[index] for index in batch]), strict=True))
         texts.update(done)
         if store:
@@ -52,7 +54,15 @@ def generate_all(
             store.add_seconds(time.monotonic() - started)
             started = time.monotonic()
         report(len(batch))
+    texts = _together(texts, processes)
     return [texts[index] for index in range(len(jobs))]
+
+
+def _together(texts: dict[int, str], processes: Processes) -> dict[int, str]:
+    """What all processes hold."""
+    if processes.size == 1:
+        return texts
+    return {int(index): text for found in processes.gather(texts) for index, text in found.items()}
 
 
 def _generate_halving(backend: Backend, jobs: Sequence[GenerationJob]) -> list[str]:

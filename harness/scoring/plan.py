@@ -9,7 +9,7 @@ prefix once saves enough tokens; everything below is computed in rows that follo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from harness.scoring.encoding import ScoredSequence
@@ -20,6 +20,9 @@ from harness.scoring.encoding import ScoredSequence
 PASS_COST_SHARE = 1 / 8
 # Rows of one batch repeat the keys and values of their prefix: this many prefix tokens a batch token are allowed.
 PREFIX_TOKENS_PER_BATCH_TOKEN = 16
+
+# Shared among processes, a prefix and what follows it stay together up to this part of a process's share.
+PIECES_PER_PROCESS = 4
 
 
 @dataclass(frozen=True)
@@ -259,3 +262,40 @@ def _number(root: Cut) -> None:
             cut.unit = numbered(cut.unit)
         cut.batches = [numbered(unit) for unit in cut.batches]
         stack.extend(reversed(cut.cuts))
+
+
+def share_units(root: Cut, size: int, done: Collection[int]) -> list[set[int]]:
+    """Shares the units that are not done among processes, balanced by tokens, prefix groups together.
+
+    A cut goes to one process as a whole, unless it is more than a fair share: then what follows its prefix is shared,
+    and each process computes the prefix for itself.
+
+    Args:
+        root: of the plan.
+        size: number of processes.
+        done: numbers of the units that need no computing.
+
+    Returns:
+        For each process the numbers of its units; together all that are not done, none twice.
+    """
+    total = sum(unit.tokens for unit in root.units() if unit.number not in done)
+    pieces: list[list[Unit]] = []
+
+    def collect(cut: Cut) -> None:
+        waiting = [unit for unit in cut.units() if unit.number not in done]
+        if cut is not root and sum(unit.tokens for unit in waiting) <= total / size / PIECES_PER_PROCESS:
+            pieces.append(waiting)
+            return
+        own = [] if cut.unit is None else [cut.unit]
+        pieces.extend([unit] for unit in [*own, *cut.batches] if unit.number not in done)
+        for below in cut.cuts:
+            collect(below)
+
+    collect(root)
+    shares: list[set[int]] = [set() for _ in range(size)]
+    loads = [0] * size
+    for piece in sorted(pieces, key=lambda units: -sum(unit.tokens for unit in units)):
+        lightest = loads.index(min(loads))
+        loads[lightest] += sum(unit.tokens for unit in piece)
+        shares[lightest] |= {unit.number for unit in piece}
+    return shares

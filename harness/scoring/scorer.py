@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from adapters.base import Backend, OutOfMemory, Prefix
+from harness.processes import ALONE, Processes
 from harness.scoring.encoding import ScoredSequence
-from harness.scoring.plan import Cut, Plan, Prediction, Unit
+from harness.scoring.plan import Cut, Plan, Prediction, Unit, share_units
 from harness.scoring.store import ProgressStore
 
 # Units are projected and stored together once they hold this many predicted positions or this many tokens: some
@@ -26,6 +27,8 @@ TOKENS_PER_BLOCK = 16_384
 
 # (hidden [n, hidden size], sources [m], tokens [m]) -> (scores [m], flags [m]); see `Backend.project`.
 Projection = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+# Log-probabilities (float64) and greedy flags (bool) of a unit's predictions, in order.
+Scored = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -90,11 +93,13 @@ class Scorer:
     Args:
         backend: the loaded model.
         store: where finished units are kept and looked up; None keeps nothing.
+        processes: that share every plan; all must score the same ones.
     """
 
-    def __init__(self, backend: Backend, store: ProgressStore | None = None) -> None:
+    def __init__(self, backend: Backend, store: ProgressStore | None = None, processes: Processes = ALONE) -> None:
         self._backend = backend
         self._store = store
+        self._processes = processes
         self.statistics = ScoringStatistics()
 
     def score(
@@ -117,23 +122,35 @@ class Scorer:
             OutOfMemory: not even a single row fits, or the projection does not.
         """
         key = plan_fingerprint(plan)
-        done = self._store.scored_units(key) if self._store else {}
+        done = self._together(self._store.scored_units(key) if self._store else {})
         self._key = key
         self._project = project or self._backend.project
         self._on_progress = on_progress
-        self._scored: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._scored: dict[int, Scored] = {}
         self._block = _Block()
         self._last_stored = time.monotonic()
         self.statistics.tokens_computed += plan.tokens_computed
         self.statistics.tokens_shared += plan.tokens_shared
         self.statistics.resumed_units += len(done)
         self._on_progress(sum(unit.tokens for unit in plan.root.units() if unit.number in done))
-        self._walk(plan.root, None, done)
+        mine = share_units(plan.root, self._processes.size, done)[self._processes.rank]
+        self._walk(plan.root, None, {unit.number for unit in plan.root.units()} - mine)
         self._flush()
-        return _sum_up(plan, {**done, **self._scored}, sequences)
+        return _sum_up(plan, done | self._together(self._scored), sequences)
 
-    def _walk(self, cut: Cut, before: Prefix | None, done: dict[int, tuple[np.ndarray, np.ndarray]]) -> None:
-        """Carries out a cut: its prefix first, then its batches, then the cuts below it."""
+    def _together(self, scored: Mapping[int, Scored]) -> dict[int, Scored]:
+        """What all processes hold."""
+        if self._processes.size == 1:
+            return dict(scored)
+        lists = {unit: (logprobs.tolist(), greedy.tolist()) for unit, (logprobs, greedy) in scored.items()}
+        return {
+            int(unit): (np.array(logprobs, dtype=np.float64), np.array(greedy, dtype=bool))
+            for found in self._processes.gather(lists)
+            for unit, (logprobs, greedy) in found.items()
+        }
+
+    def _walk(self, cut: Cut, before: Prefix | None, done: Collection[int]) -> None:
+        """Carries out a cut: its prefix first, then its batches, then the cuts below it, but for units in `done`."""
         if all(unit.number in done for unit in cut.units()):
             return
         prefix = before
@@ -230,9 +247,7 @@ def _refuse_not_finite(logprobs: np.ndarray, predictions: Sequence[Prediction]) 
         raise NotFinite(predictions[bad[0]].sequence)
 
 
-def _sum_up(
-    plan: Plan, scored: dict[int, tuple[np.ndarray, np.ndarray]], sequences: Sequence[ScoredSequence]
-) -> list[Score]:
+def _sum_up(plan: Plan, scored: dict[int, Scored], sequences: Sequence[ScoredSequence]) -> list[Score]:
     totals = np.zeros(len(sequences))
     greedy = np.ones(len(sequences), dtype=bool)
     for unit in plan.root.units():

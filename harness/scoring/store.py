@@ -86,6 +86,14 @@ class ProgressStore:
             ],
         )
 
+    def absorb(self, other: Path) -> None:
+        """Takes over what another process of an earlier start scored, and deletes its file."""
+        with ProgressStore(other) as store:
+            self._write("INSERT OR IGNORE INTO scores VALUES (?, ?, ?, ?)", store._read("SELECT * FROM scores"))
+            self._write("INSERT OR IGNORE INTO texts VALUES (?, ?, ?)", store._read("SELECT * FROM texts"))
+        for file in other.parent.glob(f"{other.name}*"):
+            file.unlink()
+
     def texts(self, plan: str) -> dict[int, str]:
         """Item number -> generated text."""
         return dict(self._read("SELECT item, text FROM texts WHERE plan = ?", plan))

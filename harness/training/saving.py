@@ -27,7 +27,7 @@ from harness.training.trainer import Evaluation
 
 
 def training_record(
-    settings: Mapping[str, Any], data: TrainingData, evaluation: Evaluation, command: str
+    settings: Mapping[str, Any], data: TrainingData, evaluation: Evaluation, command: str, processes: int
 ) -> dict[str, Any]:
     """What a checkpoint says of its training.
 
@@ -36,6 +36,7 @@ def training_record(
         data: what it was trained on.
         evaluation: of the model that is saved.
         command: that was called.
+        processes: that shared the work.
     """
     recipe = settings["recipe"]
     return {
@@ -48,6 +49,7 @@ def training_record(
         "machine": provenance.machine(),
         "git_commit": provenance.git_commit(),
         "command": command,
+        "processes": processes,
     }
 
 

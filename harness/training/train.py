@@ -64,9 +64,10 @@ def train(
     """
     recipe = load_recipe(options.recipe)
     output = options.output or KEPT_CHECKPOINTS / f"{Path(options.recipe).stem}-rsg"
-    processes = PartialState()
-    dtype = pick_dtype(recipe.dtype, processes.device.type)
-    accelerator = Accelerator(mixed_precision="bf16" if dtype is torch.bfloat16 else "no")
+    # accelerate takes each of several processes without a CUDA device for a single one, unless it is told this.
+    on_cpus = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available()
+    dtype = pick_dtype(recipe.dtype, PartialState(cpu=on_cpus).device.type)
+    accelerator = Accelerator(cpu=on_cpus, mixed_precision="bf16" if dtype is torch.bfloat16 else "no")
     if not accelerator.is_main_process:
         say = _silent
         progress = None
@@ -93,7 +94,7 @@ def train(
         if accelerator.is_main_process:
             directory = work / f"{_BEST}{evaluation.step:06d}"
             if not directory.exists():  # else a killed run came this far already
-                record = training_record(settings, data, evaluation, options.command)
+                record = training_record(settings, data, evaluation, options.command, accelerator.num_processes)
                 save_checkpoint(directory, output.name, recipe, base, data, model, wrapper, record)
             for older in work.glob(f"{_BEST}[0-9]*"):
                 if older != directory:

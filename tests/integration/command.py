@@ -11,3 +11,9 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 # Matrices as small as the tiny model's only wait for a second thread. Runs that are compared bit by bit need the same.
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 RSG_HARNESS = str(Path(sys.executable).with_name("rsg-harness"))
+# Two processes on CPUs: `--cpu` would start one.
+IN_TWO_PROCESSES = (
+    str(Path(sys.executable).with_name("accelerate")), "launch", "--multi_gpu", "--num_processes", "2",
+    "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
+    "-m", "harness.cli",
+)  # fmt: skip

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from harness.evaluation.record import read_record, read_samples
 from tests.integration.command import Command
@@ -58,6 +61,51 @@ def test_a_quantised_checkpoint_keeps_its_heads(
     assert read_record(tmp_path / "run").tasks["terra"].head == "classification"
 
 
+def test_sensitivity_raises_parts_within_the_budget(rsg_harness: Command, checkpoint: Path, tmp_path: Path) -> None:
+    done = rsg_harness(
+        "quantize", "--model", checkpoint, "--method", "sensitivity", "--group-size", "32", "--target-bits", "6",
+        "--output", "out",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    parts = json.loads((tmp_path / "out" / "sensitivity.json").read_text())
+    raised = {matrix for part in parts if part["raised"] for matrix in part["matrices"]}
+    assert 0 < len(raised) < sum(len(part["matrices"]) for part in parts)
+    assert all(part["divergence"] >= 0 for part in parts)
+    assert any(part["divergence"] > 0 for part in parts)
+    entries = json.loads((tmp_path / "out" / "config.json").read_text())["quantization"]
+    assert {name for name, entry in entries.items() if isinstance(entry, dict) and entry["bits"] == 8} == raised
+    bits = float(re.findall(r"([\d.]+) bits a weight", done.stdout)[0])
+    # Norms, which are not quantised, come on top.
+    assert 5.0 < bits < 6.2
+    run = rsg_harness(
+        "run", "--model", "out", "--backend", "mlx-q4", "--backend-arg", "group_size=32", "--tasks", "terra",
+        "--limit", "3", "--output", "run",
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert "4 and 8-bit" in read_record(tmp_path / "run").model.weights
+
+
+def test_rounding_a_part_gives_the_matrices_that_quantising_stores(
+    rsg_harness: Command, tiny_model: Path, tmp_path: Path
+) -> None:
+    from adapters.mlx_weights import dequantized_state
+    from adapters.torch_backend import load_torch
+
+    assert rsg_harness("quantize", "--model", tiny_model, "--output", "q4").returncode == 0
+    stored = dict(dequantized_state(tmp_path / "q4"))
+    backend = load_torch("torch", tiny_model, device="cpu", dtype="float32")
+    before = {name: weight.clone() for name, weight in backend.model.state_dict().items()}
+    names = [name for name in backend.matrix_sizes() if "layers.1.mlp" in name]
+    with backend.rounded(names, 4, 64):
+        for name, weight in backend.model.state_dict().items():
+            is_rounded = name.removesuffix(".weight") in names
+            assert torch.equal(weight, stored[name] if is_rounded else before[name]), name
+    for name, weight in backend.model.state_dict().items():
+        assert torch.equal(weight, before[name]), name
+    tensors = load_file(tmp_path / "q4" / "model.safetensors")
+    assert set(backend.matrix_sizes()) == {name.removesuffix(".scales") for name in tensors if name.endswith(".scales")}
+
+
 def test_what_cannot_be_quantised_is_refused(rsg_harness: Command, tiny_model: Path, tmp_path: Path) -> None:
     assert rsg_harness("quantize", "--model", tiny_model, "--output", "q4").returncode == 0
 
@@ -74,6 +122,10 @@ def test_what_cannot_be_quantised_is_refused(rsg_harness: Command, tiny_model: P
     assert "does not divide" in refusal("--model", tiny_model, "--group-size", "128", "--output", "x")
     assert "mixed_4_6" in refusal("--model", tiny_model, "--recipe", "mixed_4_7", "--output", "x")
     assert "leave out --bits" in refusal("--model", tiny_model, "--recipe", "mixed_4_6", "--bits", "4", "--output", "x")
+    sensitivity = ("--model", tiny_model, "--method", "sensitivity", "--output", "x")
+    assert "4.5 or more" in refusal(*sensitivity, "--target-bits", "4.2")
+    assert "leave out --recipe" in refusal(*sensitivity, "--recipe", "mixed_4_6")
+    assert "sensitivity" in refusal("--model", tiny_model, "--method", "sensitive", "--output", "x")
     assert "mxfp4" in refusal("--model", tiny_model, "--mode", "mxfp5", "--output", "x")
     assert not (tmp_path / "x").exists()
 

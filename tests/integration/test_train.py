@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from harness.checkpoint import read_checkpoint
 from harness.evaluation.record import read_record, read_samples
-from tests.integration.command import RSG_HARNESS, Command
+from tests.integration.command import IN_TWO_PROCESSES, RSG_HARNESS, Command
 from tests.integration.training import RECIPE, call, copy_files, steps_of, write_recipe
 
 
@@ -136,14 +137,11 @@ def test_two_processes_train_to_the_loss_of_one(
     recipe = write_recipe(tmp_path, float32_model)
     output = tmp_path / "small"
     done = subprocess.run(
-        [
-            str(Path(sys.executable).with_name("accelerate")), "launch", "--cpu", "--num_processes", "2",
-            "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
-            "-m", "harness.cli", "train", "--recipe", str(recipe), "--output", str(output),
-        ],
+        [*IN_TWO_PROCESSES, "train", "--recipe", str(recipe), "--output", str(output)],
         env=shared_environment, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert [read_checkpoint(directory).training["processes"] for directory in (checkpoint, output)] == [1, 2]
     one, two = (steps_of(directory / "training_log.jsonl") for directory in (checkpoint, output))
     assert [entry["step"] for entry in two] == [entry["step"] for entry in one]
     for before, after in zip(one, two, strict=True):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.scoring.encoding import ScoredSequence
-from harness.scoring.plan import Cut, Plan, make_plan
+from harness.scoring.plan import Cut, Plan, make_plan, share_units
 
 
 @st.composite
@@ -98,3 +98,36 @@ def test_two_one_token_choices_need_a_single_forward_row() -> None:
     assert unit.rows == ((2, 7, 8, 9),)
     assert {prediction.token for prediction in unit.predictions} == {50, 51, 52}
     assert {prediction.position for prediction in unit.predictions} == {3}
+
+
+@settings(deadline=None)
+@given(sequences(), st.integers(4, 40), st.integers(1, 4), st.data())
+def test_processes_share_what_is_not_done_and_nothing_twice(
+    rows: list[ScoredSequence], batch_tokens: int, size: int, data: st.DataObject
+) -> None:
+    plan = make_plan(rows, batch_tokens)
+    units = {unit.number: unit.tokens for unit in plan.root.units()}
+    done = data.draw(st.sets(st.sampled_from(sorted(units)))) if units else set()
+    shares = share_units(plan.root, size, done)
+    assert len(shares) == size
+    assert sorted(number for share in shares for number in share) == sorted(units.keys() - done)
+    loads = [sum(units[number] for number in share) for share in shares]
+    # No process has more than the lightest and the largest piece, which is a unit or a part of a fair share.
+    largest = max([*(units[number] for number in units.keys() - done), sum(loads) / size / 4], default=0)
+    assert max(loads) <= min(loads) + largest
+
+
+def test_a_paragraph_stays_with_one_process_among_many_paragraphs() -> None:
+    paragraphs = [
+        ScoredSequence(tuple([paragraph * 1000 + word for word in range(50)] + [question, 7]), 51)
+        for paragraph in range(40)
+        for question in range(900, 910)
+    ]
+    plan = make_plan(paragraphs, 64)
+    shares = share_units(plan.root, 2, set())
+    for cut in plan.root.cuts:
+        numbers = {unit.number for unit in cut.units()}
+        assert any(numbers <= share for share in shares)
+    tokens = {unit.number: unit.tokens for unit in plan.root.units()}
+    first, second = (sum(tokens[number] for number in share) for share in shares)
+    assert abs(first - second) <= max(tokens.values()) * 12

@@ -159,3 +159,19 @@ def test_a_store_damaged_inside_is_a_user_error(tmp_path, damage):
 def test_a_directory_that_is_not_there_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match="cannot open"):
         ProgressStore(tmp_path / "missing" / "store")
+
+
+def test_a_store_takes_over_what_another_process_scored(tmp_path: Path) -> None:
+    with ProgressStore(tmp_path / "progress.sqlite") as first:
+        first.put_units("plan", {1: (np.array([-1.5]), np.array([True]))})
+        with ProgressStore(tmp_path / "progress-1.sqlite") as other:
+            other.put_units("plan", {2: (np.array([-0.25, -3.0]), np.array([False, True]))})
+            other.put_texts("texts", {7: "да"})
+        first.absorb(tmp_path / "progress-1.sqlite")
+        found = first.scored_units("plan")
+        assert {unit: (logprobs.tolist(), greedy.tolist()) for unit, (logprobs, greedy) in found.items()} == {
+            1: ([-1.5], [True]),
+            2: ([-0.25, -3.0], [False, True]),
+        }
+        assert first.texts("texts") == {7: "да"}
+    assert [path.name for path in tmp_path.iterdir()] == ["progress.sqlite"]

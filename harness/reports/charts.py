@@ -1,0 +1,130 @@
+"""The page's charts, as Vega-Lite specifications.
+
+Every chart reads a dataset by name, which the page fills with the rows that its filters leave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import altair as alt
+
+_LOST, _GAINED = "#d1495b", "#2e8b73"
+_REFERENCE_COLOURS = {"human": "#8a6fb0", "majority": "#c98a1b"}
+
+
+def quality_against(column: str, title: str) -> dict[str, Any]:
+    """Quality against a cost, as MOROCCO draws it: the disc's size is memory; the line joins what nothing beats.
+
+    Args:
+        column: of the dataset `rows`: the cost; `front_` and the same name says who is on the line.
+        title: of the axis.
+    """
+    base = alt.Chart(alt.NamedData("rows"))
+    cost = alt.X(f"{column}:Q", title=title, scale=alt.Scale(type="log", nice=False, padding=30))
+    colour = alt.Color("backend:N", title="backend", legend=alt.Legend(orient="bottom", columns=3))
+    shape = alt.Shape("model:N", title="model", legend=alt.Legend(orient="bottom", columns=1, symbolFillColor="gray"))
+    line = (
+        base.transform_filter(f"datum.front_{column}")
+        .mark_line(strokeDash=[4, 4], opacity=0.6)
+        .encode(x=cost, y="figure:Q", detail="data:N", color=alt.value("gray"))
+    )
+    intervals = base.mark_rule(opacity=0.5).encode(x=cost, y="low:Q", y2="high:Q", color=colour)
+    discs = base.mark_point(filled=True, stroke="gray", strokeWidth=1).encode(
+        x=cost,
+        y=alt.Y("figure:Q", title="mean of the tasks × 100", scale=alt.Scale(zero=False)),
+        size=alt.Size(
+            "memory:Q",
+            title="memory, MiB",
+            scale=alt.Scale(range=[60, 700]),
+            legend=alt.Legend(orient="bottom", values=[500, 1000, 2000, 4000], symbolFillColor="gray"),
+        ),
+        color=colour,
+        shape=shape,
+        fillOpacity=alt.condition("datum.borrowed", alt.value(0.15), alt.value(0.85)),
+        href="link:N",
+        tooltip=[
+            alt.Tooltip("label:N", title="model"),
+            alt.Tooltip("executed:N", title="executed by"),
+            alt.Tooltip("figure:Q", title="mean", format=".1f"),
+            alt.Tooltip("seconds:Q", title="seconds a document", format=".3f"),
+            alt.Tooltip("memory:Q", title="memory at batch size 1, MiB", format=".0f"),
+            alt.Tooltip("weights:Q", title="weights, MiB", format=".0f"),
+            alt.Tooltip("data:N", title="data"),
+        ],
+    )
+    return _spec(alt.layer(line, intervals, discs).properties(height=300))
+
+
+def task_bars(task: str, references: Mapping[str, float]) -> dict[str, Any]:
+    """A task's figures with 95% intervals.
+
+    Args:
+        task: short name; its rows are picked from the dataset `figures`.
+        references: name -> figure × 100 of lines to draw.
+    """
+    base = alt.Chart(alt.NamedData("figures")).transform_filter(alt.datum.task == task)
+    names = alt.Y("label:N", title=None, sort=None, axis=alt.Axis(labelLimit=150))
+    figure = alt.X("figure:Q", title=None)
+    tooltip = [
+        alt.Tooltip("label:N", title="model"),
+        alt.Tooltip("figure:Q", title="figure × 100", format=".1f"),
+        alt.Tooltip("low:Q", title="95% from", format=".1f"),
+        alt.Tooltip("high:Q", title="to", format=".1f"),
+        alt.Tooltip("data:N", title="data"),
+    ]
+    bars = base.mark_bar(opacity=0.75).encode(
+        y=names, x=figure, color=alt.Color("backend:N", legend=None), href="link:N", tooltip=tooltip
+    )
+    intervals = base.mark_rule(strokeWidth=2).encode(y=names, x=alt.X("low:Q"), x2="high:Q", color=alt.value("gray"))
+    lines = [
+        alt.Chart(alt.InlineData([{"value": value, "name": f"{name} {value:.1f} (test set)"}]))
+        .mark_rule(strokeDash=[3, 3], strokeWidth=1.5, color=_REFERENCE_COLOURS[name])
+        .encode(x="value:Q", tooltip="name:N")
+        for name, value in references.items()
+    ]
+    return _spec(alt.layer(bars, intervals, *lines).properties(height=alt.Step(20)))
+
+
+def flip_bars(pair: str) -> dict[str, Any]:
+    """Answers that a quantised model loses and gains beside the unquantised one, in percent of each task's answers.
+
+    Args:
+        pair: its rows are picked from the dataset `flips`.
+    """
+    chart = (
+        alt.Chart(alt.NamedData("flips"))
+        .transform_filter(alt.datum.pair == pair)
+        .mark_bar()
+        .encode(
+            y=alt.Y("task:N", title=None, sort=None),
+            x=alt.X("share:Q", title="lost ← % of answers → gained"),
+            color=alt.Color(
+                "way:N",
+                title=None,
+                scale=alt.Scale(domain=["lost", "gained"], range=[_LOST, _GAINED]),
+                legend=alt.Legend(orient="top"),
+            ),
+            tooltip=["task:N", "way:N", "answers:Q", alt.Tooltip("of:Q", title="of"), alt.Tooltip("points:N")],
+        )
+    )
+    return _spec(chart.properties(height=alt.Step(18)))
+
+
+def drawn(specification: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], dataset: str) -> alt.Chart:
+    """A chart by itself, for a notebook.
+
+    Args:
+        specification: from one of the functions above.
+        rows: of the dataset that it reads.
+        dataset: its name.
+    """
+    datasets = {**specification.get("datasets", {}), dataset: list(rows)}
+    return alt.Chart.from_dict({**specification, "width": 420, "datasets": datasets})
+
+
+def _spec(chart: Any) -> dict[str, Any]:
+    spec = chart.properties(width="container").to_dict()
+    del spec["config"]  # the page's own, for light and for dark
+    return spec

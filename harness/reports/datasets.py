@@ -1,0 +1,148 @@
+"""What the nine tasks look like: sizes, lengths in tokens, balance, examples. For the notebook, in Russian."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+import numpy as np
+from tabulate import tabulate
+
+from harness.data import LABELS, SPLITS, TASKS, cached_split, document_key
+from harness.data.official import DIRECTORIES as OFFICIAL_NAMES
+from harness.errors import UserError
+from harness.evaluation.catalogue import choose
+from harness.evaluation.rendering import load_tasks, render_document, uses_chat_template
+
+_SPLIT_NAMES = {"train": "обучение", "validation": "валидация", "test": "тест"}
+_HIDDEN = -1
+
+
+@dataclass(frozen=True)
+class SplitStatistics:
+    """One split of one task.
+
+    Attributes:
+        documents: MuSeRC's are paragraphs, elsewhere every example is one.
+        examples: what a model answers.
+        labels: official label -> examples; empty for hidden answers and for RuCoS.
+        tokens: int64 [examples], of each default prompt; empty where not measured.
+    """
+
+    task: str
+    split: str
+    documents: int
+    examples: int
+    labels: dict[str, int]
+    tokens: np.ndarray
+
+
+def measure(data: str, tokenizer: Any) -> list[SplitStatistics]:
+    """Every split that the source has; prompts are measured on validation (LiDiRus: its only split).
+
+    Args:
+        data: as --data takes it.
+        tokenizer: of the model whose tokens count.
+    """
+    tasks = load_tasks(choose(["rsg"]), data=data, split="validation")
+    chat = uses_chat_template(tokenizer, "auto")
+    found = []
+    for task in TASKS:
+        for split in ("test",) if task == "lidirus" else SPLITS:
+            try:
+                rows = [document.row() for document in cached_split(task, split, data).documents]
+            except UserError:
+                continue  # a source need not have every split: the mini set has no test
+            measured = rows if split == "validation" or task == "lidirus" else []
+            contexts = [render_document(tasks[f"rsg_{task}"], row, tokenizer, chat)[0].args[0] for row in measured]
+            labels = Counter(row["label"] for row in rows if row.get("label", _HIDDEN) != _HIDDEN)
+            found.append(
+                SplitStatistics(
+                    task=task,
+                    split=split,
+                    documents=len({document_key(row) for row in rows}),
+                    examples=len(rows),
+                    labels={name: labels[index] for index, name in enumerate(LABELS.get(task, ())) if labels[index]},
+                    tokens=np.array([len(ids) for ids in tokenizer(contexts).input_ids] if contexts else [], dtype=int),
+                )
+            )
+    return found
+
+
+def sizes_table(found: Sequence[SplitStatistics]) -> str:
+    """Documents (and answers, where there are more) of each task and split."""
+    cells = {(one.task, one.split): one for one in found}
+    rows = []
+    for task in dict.fromkeys(one.task for one in found):
+        row: list[str | int] = [OFFICIAL_NAMES[task]]
+        for split in SPLITS:
+            one = cells.get((task, split))
+            several = one is not None and one.examples != one.documents
+            row.append(
+                "–" if one is None else f"{one.documents} ({one.examples} ответов)" if several else one.documents
+            )
+        rows.append(row)
+    return tabulate(rows, headers=["задача", *_SPLIT_NAMES.values()], tablefmt="github")
+
+
+def lengths_table(found: Sequence[SplitStatistics]) -> str:
+    """Median, 95th percentile and maximum of the prompts' lengths in tokens."""
+    rows = [
+        [OFFICIAL_NAMES[one.task], *(f"{value:.0f}" for value in np.percentile(one.tokens, [50, 95, 100]))]
+        for one in found
+        if len(one.tokens)
+    ]
+    return tabulate(rows, headers=["задача", "медиана", "95 %", "максимум"], tablefmt="github")
+
+
+def lengths_chart(found: Sequence[SplitStatistics]) -> alt.Chart:
+    """Distribution of the prompts' lengths, a box a task."""
+    points = [
+        {"task": OFFICIAL_NAMES[one.task], "tokens": int(tokens)} for one in found for tokens in one.tokens.tolist()
+    ]
+    return (
+        alt.Chart(alt.InlineData(points))
+        .mark_boxplot(extent="min-max")
+        .encode(
+            y=alt.Y("task:N", title=None, sort=None),
+            x=alt.X("tokens:Q", title="токенов в промпте", scale=alt.Scale(type="log")),
+        )
+        .properties(width=480)
+    )
+
+
+def balance_chart(found: Sequence[SplitStatistics]) -> alt.Chart:
+    """Shares of the labels in every split with known answers."""
+    shares = [
+        {
+            "split": f"{OFFICIAL_NAMES[one.task]}, {_SPLIT_NAMES[one.split]}",
+            "label": label,
+            "share": count / sum(one.labels.values()),
+        }
+        for one in found
+        for label, count in one.labels.items()
+    ]
+    return (
+        alt.Chart(alt.InlineData(shares))
+        .mark_bar()
+        .encode(
+            y=alt.Y("split:N", title=None, sort=None, axis=alt.Axis(labelLimit=200)),
+            x=alt.X("share:Q", title="доля", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1])),
+            color=alt.Color("label:N", title="ответ", sort=None),
+        )
+        .properties(width=480)
+    )
+
+
+def example_text(task: str, data: str, tokenizer: Any, number: int = 0) -> str:
+    """A validation document as the model sees it, with the choices and the right answer."""
+    name = f"rsg_{task}"
+    loaded = load_tasks(choose([task]), data=data, split="validation")[name]
+    row = cached_split(task, "test" if task == "lidirus" else "validation", data).documents[number].row()
+    requests = render_document(loaded, row, tokenizer, uses_chat_template(tokenizer, "auto"))
+    words = [request.args[1].strip() for request in requests]
+    gold = ", ".join(row["answers"]) if task == "rucos" else words[row["label"]]
+    return f"{requests[0].args[0]}\n\nварианты: {' · '.join(words)}\nверный ответ: {gold}"

@@ -1,0 +1,256 @@
+"""results/index.html: the leaderboard as one self-contained page, made from the records alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from harness.data import TASKS
+from harness.data.official import DIRECTORIES as OFFICIAL_NAMES
+from harness.errors import UserError
+from harness.evaluation.record import RESULTS, write_atomically
+from harness.reports.compare import Comparison, compare, points, verdict
+from harness.reports.leaderboard_page import LEGEND, MINI_NOTE, data_text
+from harness.reports.leaderboard_rows import GROUPS, Leaderboard, Row, build_leaderboard
+from harness.reports.published import PUBLISHED
+from harness.reports.tables import estimate_text
+from harness.units import MIB
+
+_REFERENCES = {"human": "human benchmark", "majority": "majority heuristic"}
+
+
+def write_page(results: Path, say: Callable[[str], None] = lambda text: None) -> Path:
+    """Makes `results`/index.html anew from the records under `results`.
+
+    Raises:
+        UserError: the libraries that draw are not installed, there is no readable record, the page cannot be written.
+    """
+    try:
+        import vl_convert
+        from jinja2 import Environment, StrictUndefined
+
+        from harness.reports import charts
+    except ImportError as error:
+        raise UserError(
+            f"the page needs {error.name}, which is not installed", "pip install 'rsg-harness[report]'"
+        ) from error
+    board = build_leaderboard(results)
+    rows = [row for row in board.rows if row.group == "rsg"]
+    say("comparing quantised runs with the full ones")
+    pairs = _pairs(results, rows)
+    published = {row.name: row for row in PUBLISHED}
+    references = {
+        task: {name: 100 * published[row].task_figure(task) for name, row in _REFERENCES.items()} for task in TASKS
+    }
+    specs = {
+        "by-seconds": charts.quality_against("seconds", "seconds a document (logarithmic)"),
+        "by-memory": charts.quality_against("memory", "memory at batch size 1, MiB (logarithmic)"),
+        "by-weights": charts.quality_against("weights", "weights as stored, MiB (logarithmic)"),
+        **{f"task-{task}": charts.task_bars(task, references[task]) for task in TASKS},
+        **{f"flips-{number}": charts.flip_bars(pair["pair"]) for number, pair in enumerate(pairs)},
+    }
+    content = {
+        "specs": specs,
+        "datasets": {
+            "rows": chart_rows(rows),
+            "figures": list(figure_rows(rows)),
+            "flips": [flip for pair in pairs for flip in pair["flips"]],
+        },
+    }
+    folder = resources.files("harness.reports") / "page"
+    template = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    ).from_string((folder / "page.html").read_text(encoding="utf-8"))
+    text = template.render(
+        style=(folder / "page.css").read_text(encoding="utf-8"),
+        script=(folder / "page.js").read_text(encoding="utf-8"),
+        library=vl_convert.javascript_bundle(),  # type: ignore[call-arg]  # its stub lacks the default
+        # "</" would end the script element that holds it.
+        content=json.dumps(content, ensure_ascii=False).replace("</", "<\\/"),
+        tasks={task: OFFICIAL_NAMES[task] for task in TASKS},
+        table=[_table_row(row, board) for row in board.rows],
+        data=list(dict.fromkeys(data_text(row) for row in board.rows)),
+        backends=list(dict.fromkeys(row.backend for row in board.rows)),
+        groups=GROUPS,
+        pairs=pairs,
+        legend=[line.replace("\n  ", " ").removeprefix("- ") for line in LEGEND.split("\n- ")],
+        mini_note=MINI_NOTE,
+        latency=[_latency_row(name, record) for name, record in board.latency.items()],
+    )
+    path = results / "index.html"
+    write_atomically(path, text)
+    return path
+
+
+def _link(run: str) -> str:
+    return f"runs/{run}/{RESULTS}"
+
+
+def _label(row: Row) -> str:
+    return f"{row.model.name} · {row.backend}"
+
+
+def _figure(row: Row) -> tuple[float | None, float | None]:
+    """What a row is judged by: the score of all nine tasks, else the mean of what ran."""
+    return (row.mean, row.mean_stderr) if row.score is None else (row.score, row.score_stderr)
+
+
+def chart_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The dataset `rows` of the charts: quality and cost of every row that has both."""
+    found: list[dict[str, Any]] = []
+    for row in rows:
+        figure, stderr = _figure(row)
+        if figure is None or not row.records_per_second or not row.single_bytes:
+            continue
+        margin = 1.96 * (stderr or 0)
+        low, high = row.score_interval or (figure - margin, figure + margin)
+        found.append(
+            {
+                "label": _label(row),
+                "model": row.model.name,
+                "backend": row.backend,
+                "data": data_text(row),
+                "executed": f"{row.execution}, {row.device}, {row.dtype}",
+                "borrowed": row.is_mlx_by_torch,
+                "figure": 100 * figure,
+                "low": 100 * low,
+                "high": 100 * high,
+                "seconds": 1 / row.records_per_second,
+                "memory": row.single_bytes / MIB,
+                "weights": row.model.weights_bytes / MIB,
+                "link": _link(row.runs[-1].directory),
+            }
+        )
+    for cost in ("seconds", "memory", "weights"):
+        for one in found:
+            one[f"front_{cost}"] = not any(
+                other["data"] == one["data"] and other["figure"] >= one["figure"] and other[cost] < one[cost]
+                for other in found
+            )
+    return found
+
+
+def figure_rows(rows: Iterable[Row]) -> Iterable[dict[str, Any]]:
+    """The dataset `figures` of the charts: every task of every row."""
+    for row in rows:
+        for task, figure in row.tasks.items():
+            if figure.score is not None:
+                low, high = figure.metrics["rsg"].interval or (figure.score, figure.score)
+                yield {
+                    "label": _label(row),
+                    "backend": row.backend,
+                    "data": data_text(row),
+                    "task": task,
+                    "figure": 100 * figure.score,
+                    "low": 100 * low,
+                    "high": 100 * high,
+                    "link": _link(figure.run),
+                }
+
+
+def _pairs(results: Path, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Every MLX row beside the PyTorch row of the same model, asked the same."""
+    found = []
+    for row in rows:
+        full = next((other for other in rows if other.backend.startswith("torch") and _asks_alike(other, row)), None)
+        if full is None or not row.backend.startswith("mlx"):
+            continue
+        runs = full.runs[-1].directory, row.runs[-1].directory
+        try:
+            comparison = compare(results / "runs" / runs[0], results / "runs" / runs[1])
+        except UserError:
+            continue  # runs of other prompts or documents; their rows still stand in the table
+        found.append(_pair(row, comparison, runs))
+    return found
+
+
+def _asks_alike(one: Row, other: Row) -> bool:
+    keys = [(row.model.sha256, row.data, row.num_fewshot, row.chat_template) for row in (one, other)]
+    return keys[0] == keys[1]
+
+
+def _pair(row: Row, comparison: Comparison, runs: tuple[str, str]) -> dict[str, Any]:
+    pair = f"{_label(row)} ({data_text(row)})"
+    return {
+        "pair": pair,
+        "backend": row.backend,
+        "data": data_text(row),
+        "verdict": verdict(comparison.mean_difference, comparison.mean_interval),
+        "links": [_link(run) for run in runs],
+        "command": f"rsg-harness compare results/runs/{runs[0]} results/runs/{runs[1]} --flips 5",
+        "flips": [{**flip, "backend": row.backend, "data": data_text(row)} for flip in flip_rows(comparison, pair)],
+    }
+
+
+def flip_rows(comparison: Comparison, pair: str) -> list[dict[str, Any]]:
+    """The dataset `flips` of the charts: answers lost (a negative share) and gained, by task.
+
+    Args:
+        comparison: of a full and a quantised run.
+        pair: what the chart calls them.
+    """
+    return [
+        {
+            "pair": pair,
+            "task": OFFICIAL_NAMES[task.task],
+            "way": way,
+            "answers": len(answers),
+            "of": task.answers,
+            "share": sign * 100 * len(answers) / task.answers,
+            "points": points(task.difference),
+        }
+        for task in comparison.tasks
+        for way, answers, sign in (("lost", task.lost, -1), ("gained", task.gained, 1))
+    ]
+
+
+def _table_row(row: Row, board: Leaderboard) -> dict[str, Any]:
+    score, stderr = row.score, row.score_stderr
+    tasks = {}
+    for task, figure in row.tasks.items():
+        interval = figure.metrics["rsg"].interval
+        spread = f"95%: {100 * interval[0]:.1f} to {100 * interval[1]:.1f}" if interval else ""
+        tasks[task] = {
+            "value": figure.score,
+            "text": "?" if figure.score is None else f"{100 * figure.score:.1f}",
+            "title": ", ".join(part for part in (spread, f"{figure.documents} documents", figure.prompt) if part),
+            "link": _link(figure.run),
+        }
+    return {
+        "model": row.model.name,
+        "heads": any(figure.head for figure in row.tasks.values()),
+        "backend": row.backend,
+        "weights_type": row.model.weights,
+        "executed": f"{row.execution}, {row.device}, {row.dtype}",
+        "borrowed": row.is_mlx_by_torch,
+        "group": GROUPS[row.group],
+        "data": data_text(row),
+        "is_mini": row.data.source == "mini",
+        "tasks": tasks,
+        "score": score,
+        "score_text": estimate_text(score, stderr),
+        "speed": row.records_per_second,
+        "single": row.single_bytes and row.single_bytes / MIB,
+        "weights": row.model.weights_bytes / MIB,
+        "link": _link(row.runs[-1].directory),
+    }
+
+
+def _latency_row(name: str, record: Any) -> Mapping[str, Any]:
+    return {
+        "link": f"latency/{name}",
+        "model": record.model.name,
+        "backend": record.backend,
+        "executed": f"{record.execution}, {record.device}, {record.dtype}",
+        "cells": [
+            *(f"{1000 * found.p50:.0f} / {1000 * found.p95:.0f}" for found in record.latency.values()),
+            f"{record.throughput.questions_per_second:.1f}",
+            f"{1000 * record.generation.first_token_seconds:.0f}",
+            f"{record.generation.tokens_per_second:.1f}",
+            f"{record.load_seconds:.1f}",
+            f"{record.single_bytes / MIB:.0f}",
+        ],
+    }
