@@ -43,6 +43,10 @@ class Processes:
         """What the first process makes, which JSON can hold; the others wait for it. All must call it."""
         return self.gather(make() if self.is_first else None)[0]
 
+    def wait(self) -> None:
+        """Until all processes are here."""
+        self.gather(None)
+
     def _gather_array(self, array: np.ndarray) -> np.ndarray:
         """The processes' arrays of one shape, one after the other."""
         if self.by == "mlx":

@@ -63,7 +63,7 @@ def open_store(directory: Path, processes: Processes) -> ProgressStore:
         return store
 
     store = open_first() if processes.is_first else None
-    processes.from_first(lambda: None)  # nobody opens a store that the first one is about to absorb
+    processes.wait()  # nobody opens a store that the first one is about to absorb
     if store is None:
         directory.mkdir(parents=True, exist_ok=True)  # on another machine
         store = ProgressStore(directory / _OTHERS_PROGRESS.format(rank=processes.rank))

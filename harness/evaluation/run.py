@@ -72,8 +72,9 @@ def run(
     if checkpoint:
         for warning in checkpoint_warnings(checkpoint, chosen, options.num_fewshot):
             say(f"warning: {warning}")
-    processes.from_first(lambda: resolve_model(model_name, say).name)  # fetched or converted once, by the first
-    model = resolve_model(model_name)
+    model = resolve_model(model_name, say) if processes.is_first else None
+    processes.wait()  # fetched or converted once, by the first
+    model = model or resolve_model(model_name)
     directory = Path(named or processes.from_first(lambda: str(new_directory(model, options.backend))))
     settings = run_settings(options, model, chosen, splits)
     finished = finished_record(directory, settings)
@@ -97,7 +98,7 @@ def run(
         )
         if processes.is_first:
             write_run(directory, record, make_samples(outcomes))
-    processes.from_first(lambda: None)  # the record is written
+    processes.wait()  # the record is written
     remove_stores(directory)
     return record, directory
 
