@@ -78,7 +78,7 @@ def sweep_table(rows: Sequence[SweepRow]) -> str:
     first = rows[0].record
     headers = [
         "backend", "executed by", "weights, MiB", f"mean of {len(first.tasks)}", f"beside {first.backend}",
-        "lost / gained answers", "documents/s", "peak, MiB",
+        "lost / gained answers", "documents/s",
     ]  # fmt: skip
     return tabulate([_cells(row) for row in rows], headers=headers, disable_numparse=True)
 
@@ -97,5 +97,4 @@ def _cells(row: SweepRow) -> list[str]:
         beside,
         flips,
         f"{record.timing.records_per_second:.1f}",
-        f"{record.memory.peak_bytes / MIB:.0f}",
     ]
