@@ -17,9 +17,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="NAMES",
         help="comma-separated (default: %(default)s)",
     )
-    group.addoption(
-        "--benchmark-execution", default="auto", metavar="LIBRARY", help="as --execution of `rsg-harness run`"
-    )
     group.addoption("--benchmark-results", default="results", metavar="DIR", help="records go to DIR/latency")
 
 

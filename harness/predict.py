@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from lm_eval.api.instance import Instance
 from pydantic import ValidationError
 
 from harness.data import DOCUMENTS, LABELS
@@ -101,24 +102,34 @@ class Predictor:
             UserError: an unknown task, or a field that is missing or not to be read.
         """
         documents = [(task, make_document(task, fields)) for task, fields in questions]
-        requests = []
-        for number, (task, doc) in enumerate(documents):
-            rendered = render_document(
-                self._tasks[self._chosen[task].file.full_name], doc, self.backend.tokenizer, self._chat
-            )
-            for request in rendered:
-                request.doc_id = number
-            requests.append(rendered)
-        flat = [request for rendered in requests for request in rendered]
-        scores = iter(self.language_model.loglikelihood(flat))
+        requests = self.render(documents)
         answers = []
-        for (task, doc), rendered in zip(documents, requests, strict=True):
-            logprobs = log_softmax([next(scores)[0] for _ in rendered])
+        for (task, doc), rendered, logprobs in zip(documents, requests, self.log_probabilities(requests), strict=True):
             labels = doc["entities"] if task == "rucos" else LABELS[task]
             words = tuple(request.args[1].strip() for request in rendered)
             probabilities = np.exp(logprobs).tolist()
             answers.append(Answer(task, dict(zip(labels, probabilities, strict=True)), words))
         return answers
+
+    def render(self, documents: Sequence[tuple[str, dict[str, Any]]]) -> list[list[Instance]]:
+        """The requests of (task, row) pairs, a request a choice."""
+        found = []
+        for number, (task, doc) in enumerate(documents):
+            loaded = self._tasks[self._chosen[task].file.full_name]
+            rendered = render_document(loaded, doc, self.backend.tokenizer, self._chat)
+            for request in rendered:
+                request.doc_id = number
+            found.append(rendered)
+        return found
+
+    def log_probabilities(self, requests: Sequence[Sequence[Instance]]) -> list[np.ndarray]:
+        """Normalised log-probabilities of each document's choices, float64 [choices].
+
+        Args:
+            requests: from `render`, of all its documents.
+        """
+        scores = iter(self.language_model.loglikelihood([request for rendered in requests for request in rendered]))
+        return [log_softmax([next(scores)[0] for _ in rendered]) for rendered in requests]
 
 
 def make_document(task: str, fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from lm_eval.api.model import LM
 from adapters.base import Backend, OutOfMemory, Sampling
 from harness.data import document_key
 from harness.errors import UserError
-from harness.evaluation.provenance import peak_process_bytes
+from harness.evaluation.provenance import peak_memory
 from harness.evaluation.rendering import chat_text
 from harness.heads import Heads, head_of, head_sequences, log_softmax
 from harness.processes import ALONE, Processes
@@ -144,7 +144,7 @@ class PlannedModel(LM):
         longest = max(sequences, key=lambda sequence: len(sequence.tokens))
         hidden, _ = self.backend.encode([longest.inputs], [[len(longest.inputs) - 1]])
         (project or self.backend.project)(hidden, np.zeros(1, dtype=np.int64), np.array(longest.tokens[-1:]))
-        self.single_bytes = self.backend.peak_memory() or peak_process_bytes()
+        self.single_bytes, _ = peak_memory(self.backend)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         jobs = [self._job(request) for request in requests]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import harness
+from adapters.base import Backend
 
 _PACKAGES = ("lm-eval", "torch", "transformers", "tokenizers", "mlx", "mlx-lm", "datasets", "numpy", "safetensors")
 
@@ -66,6 +67,12 @@ def _output(*command: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def peak_memory(backend: Backend) -> tuple[int, str]:
+    """Peak bytes, and of what: of the device whose allocator counts them, else of the process."""
+    held = backend.peak_memory()
+    return (held, backend.info.device) if held else (peak_process_bytes(), "process")
 
 
 def peak_process_bytes() -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from adapters.base import Backend
+from adapters.base import Backend, BackendInfo
 from harness.data import LABELS, TASKS, Split, document_key
 from harness.evaluation import provenance
 from harness.evaluation.answers import is_tied
@@ -61,7 +61,7 @@ def process_costs(language_model: PlannedModel, scoring_seconds: float) -> Costs
     return Costs(
         processes=1,
         scoring_seconds=scoring_seconds,
-        peak_bytes=language_model.backend.peak_memory() or provenance.peak_process_bytes(),
+        peak_bytes=provenance.peak_memory(language_model.backend)[0],
         single_bytes=language_model.single_bytes,
         padding=statistics.padding,
         forward_passes=statistics.forward_passes,
@@ -153,6 +153,17 @@ def _scores(sample: dict[str, Any]) -> list[float]:
     return [float(logprob) for logprob, _ in sample["filtered_resps"]]
 
 
+def model_record(model: LocalModel, info: BackendInfo) -> ModelRecord:
+    return ModelRecord(
+        name=model.name,
+        origin=model.origin,
+        sha256=model.fingerprint,
+        parameters=info.parameters,
+        weights=info.weights,
+        weights_bytes=info.weights_bytes,
+    )
+
+
 def make_record(done: Evaluation) -> RunRecord:
     """The record of a run that has just ended."""
     tasks: dict[str, TaskRecord] = {}
@@ -172,14 +183,7 @@ def make_record(done: Evaluation) -> RunRecord:
         mean=mean.value if mean else None,
         mean_stderr=mean.stderr if mean else None,
         tasks=tasks,
-        model=ModelRecord(
-            name=done.model.name,
-            origin=done.model.origin,
-            sha256=done.model.fingerprint,
-            parameters=info.parameters,
-            weights=info.weights,
-            weights_bytes=info.weights_bytes,
-        ),
+        model=model_record(done.model, info),
         backend=info.name,
         execution=info.execution,
         device=info.device,
@@ -195,7 +199,7 @@ def make_record(done: Evaluation) -> RunRecord:
         memory=MemoryRecord(
             peak_bytes=costs.peak_bytes,
             single_bytes=costs.single_bytes,
-            of="process" if done.backend.peak_memory() is None else info.device,
+            of=provenance.peak_memory(done.backend)[1],
         ),
         tokens=TokenRecord(
             computed=statistics.tokens_computed + done.language_model.generated_prompt_tokens,

@@ -162,7 +162,7 @@ def _measure(
 
     say(f"measuring {model.name} on train documents of {options.data}")
     parts = measure_sensitivity(
-        model, name, bits, group_size, options.data, progress or (lambda what, total: lambda done: None)
+        name, bits, group_size, options.data, progress or (lambda what, total: lambda done: None)
     )
     raised = choose_raised(parts, bits, group_size, options.target_bits)
     for part in sorted(parts, key=lambda part: -part.divergence)[:5]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,17 @@ from harness.data.official import DIRECTORIES as OFFICIAL_NAMES
 from harness.errors import UserError
 from harness.evaluation.record import RESULTS, write_atomically
 from harness.reports.compare import Comparison, compare, points, verdict
-from harness.reports.leaderboard_page import LEGEND, MINI_NOTE, data_text
+from harness.reports.leaderboard_page import (
+    BORROWED,
+    LATENCY_HEADERS,
+    LEGEND,
+    MINI_NOTE,
+    all_machines,
+    data_text,
+    executed_text,
+    latency_cells,
+    latency_note,
+)
 from harness.reports.leaderboard_rows import GROUPS, Leaderboard, Row, build_leaderboard
 from harness.reports.published import PUBLISHED
 from harness.reports.tables import estimate_text
@@ -38,7 +48,8 @@ def write_page(results: Path, say: Callable[[str], None] = lambda text: None) ->
             f"the page needs {error.name}, which is not installed", "pip install 'rsg-harness[report]'"
         ) from error
     board = build_leaderboard(results)
-    rows = [row for row in board.rows if row.group == "rsg"]
+    machines = all_machines(board)
+    rows = _scored_rows(board)
     say("comparing quantised runs with the full ones")
     pairs = _pairs(results, rows)
     published = {row.name: row for row in PUBLISHED}
@@ -55,7 +66,7 @@ def write_page(results: Path, say: Callable[[str], None] = lambda text: None) ->
     content = {
         "specs": specs,
         "datasets": {
-            "rows": chart_rows(rows),
+            "rows": chart_rows(board),
             "figures": list(figure_rows(rows)),
             "flips": [flip for pair in pairs for flip in pair["flips"]],
         },
@@ -71,18 +82,26 @@ def write_page(results: Path, say: Callable[[str], None] = lambda text: None) ->
         # "</" would end the script element that holds it.
         content=json.dumps(content, ensure_ascii=False).replace("</", "<\\/"),
         tasks={task: OFFICIAL_NAMES[task] for task in TASKS},
-        table=[_table_row(row, board) for row in board.rows],
+        table=[_table_row(row, machines) for row in board.rows],
         data=list(dict.fromkeys(data_text(row) for row in board.rows)),
         backends=list(dict.fromkeys(row.backend for row in board.rows)),
         groups=GROUPS,
         pairs=pairs,
         legend=[line.replace("\n  ", " ").removeprefix("- ") for line in LEGEND.split("\n- ")],
         mini_note=MINI_NOTE,
-        latency=[_latency_row(name, record) for name, record in board.latency.items()],
+        borrowed=BORROWED.removeprefix("- \\"),
+        latency_headers=LATENCY_HEADERS,
+        latency_note=latency_note(list(board.latency.values())) if board.latency else "",
+        latency={f"latency/{name}": latency_cells(record, machines) for name, record in board.latency.items()},
     )
     path = results / "index.html"
     write_atomically(path, text)
     return path
+
+
+def _scored_rows(board: Leaderboard) -> list[Row]:
+    """Rows that choose by log-probability; generated answers stand in the table only."""
+    return [row for row in board.rows if row.group == "rsg"]
 
 
 def _link(run: str) -> str:
@@ -98,10 +117,11 @@ def _figure(row: Row) -> tuple[float | None, float | None]:
     return (row.mean, row.mean_stderr) if row.score is None else (row.score, row.score_stderr)
 
 
-def chart_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def chart_rows(board: Leaderboard) -> list[dict[str, Any]]:
     """The dataset `rows` of the charts: quality and cost of every row that has both."""
+    machines = all_machines(board)
     found: list[dict[str, Any]] = []
-    for row in rows:
+    for row in _scored_rows(board):
         figure, stderr = _figure(row)
         if figure is None or not row.records_per_second or not row.single_bytes:
             continue
@@ -113,7 +133,7 @@ def chart_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
                 "model": row.model.name,
                 "backend": row.backend,
                 "data": data_text(row),
-                "executed": f"{row.execution}, {row.device}, {row.dtype}",
+                "executed": executed_text(row, row.runs, machines),
                 "borrowed": row.is_mlx_by_torch,
                 "figure": 100 * figure,
                 "low": 100 * low,
@@ -207,7 +227,7 @@ def flip_rows(comparison: Comparison, pair: str) -> list[dict[str, Any]]:
     ]
 
 
-def _table_row(row: Row, board: Leaderboard) -> dict[str, Any]:
+def _table_row(row: Row, machines: Sequence[str]) -> dict[str, Any]:
     score, stderr = row.score, row.score_stderr
     tasks = {}
     for task, figure in row.tasks.items():
@@ -224,7 +244,7 @@ def _table_row(row: Row, board: Leaderboard) -> dict[str, Any]:
         "heads": any(figure.head for figure in row.tasks.values()),
         "backend": row.backend,
         "weights_type": row.model.weights,
-        "executed": f"{row.execution}, {row.device}, {row.dtype}",
+        "executed": executed_text(row, row.runs, machines),
         "borrowed": row.is_mlx_by_torch,
         "group": GROUPS[row.group],
         "data": data_text(row),
@@ -236,21 +256,4 @@ def _table_row(row: Row, board: Leaderboard) -> dict[str, Any]:
         "single": row.single_bytes and row.single_bytes / MIB,
         "weights": row.model.weights_bytes / MIB,
         "link": _link(row.runs[-1].directory),
-    }
-
-
-def _latency_row(name: str, record: Any) -> Mapping[str, Any]:
-    return {
-        "link": f"latency/{name}",
-        "model": record.model.name,
-        "backend": record.backend,
-        "executed": f"{record.execution}, {record.device}, {record.dtype}",
-        "cells": [
-            *(f"{1000 * found.p50:.0f} / {1000 * found.p95:.0f}" for found in record.latency.values()),
-            f"{record.throughput.questions_per_second:.1f}",
-            f"{1000 * record.generation.first_token_seconds:.0f}",
-            f"{record.generation.tokens_per_second:.1f}",
-            f"{record.load_seconds:.1f}",
-            f"{record.single_bytes / MIB:.0f}",
-        ],
     }

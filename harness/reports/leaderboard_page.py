@@ -44,7 +44,7 @@ BORROWED = "- \\*: executed by torch: the quality is real, the speed and the mem
 def page(board: Leaderboard) -> str:
     parts = ["# Russian SuperGLUE leaderboard", "Made from the run records by `rsg-harness leaderboard`."]
     measured = list(board.latency.values())
-    machines = sorted({machine_text(run) for row in board.rows for run in row.runs} | set(map(machine_text, measured)))
+    machines = all_machines(board)
     for is_mini in (False, True):
         for group, how in GROUPS.items():
             rows = [row for row in board.rows if row.group == group and (row.data.source == "mini") == is_mini]
@@ -53,9 +53,8 @@ def page(board: Leaderboard) -> str:
                 parts.extend([MINI_NOTE] if is_mini else [])
                 parts.extend([_table(HEADERS, [_cells(row, board, machines) for row in rows]), _caveats(rows)])
     if measured:
-        note = LATENCY_NOTE.format(prompt_tokens=measured[0].generation.prompt_tokens)
-        cells = [_latency_cells(record, machines) for record in measured]
-        parts.extend(["## Latency", note, _table(LATENCY_HEADERS, cells)])
+        cells = [latency_cells(record, machines) for record in measured]
+        parts.extend(["## Latency", latency_note(measured), _table(LATENCY_HEADERS, cells)])
     borrowed = [BORROWED] if any(row.is_mlx_by_torch for row in board.rows) else []
     trained = [HEADS] if any(_has_heads(row) for row in board.rows) else []
     numbered = [f"- Machine{f' {n}' if len(machines) > 1 else ''}: {text}." for n, text in enumerate(machines, 1)]
@@ -83,7 +82,7 @@ def _cells(row: Row, board: Leaderboard, machines: Sequence[str]) -> list[str]:
     memory = [f"{_mebibytes(size)}{mark if size else ''}" for size in (row.single_bytes, row.peak_bytes)]
     weights = _mebibytes(row.model.weights_bytes)
     figures = [_figure(row.tasks.get(task)) for task in TASKS]
-    executed = ", ".join([row.execution, row.device, row.dtype, *_where(row.runs, machines)])
+    executed = executed_text(row, row.runs, machines)
     backend = f"{row.backend} ({row.model.weights})"
     return [_model_name(row, board), backend, executed, *figures, score, speed, *memory, weights, data_text(row)]
 
@@ -99,12 +98,13 @@ def _has_heads(row: Row) -> bool:
     return any(task.head for task in row.tasks.values())
 
 
-def _latency_cells(record: LatencyRecord, machines: Sequence[str]) -> list[str]:
+def latency_cells(record: LatencyRecord, machines: Sequence[str]) -> list[str]:
+    """A row under LATENCY_HEADERS."""
     one_question = [f"{1000 * record.latency[task].p50:.0f} / {1000 * record.latency[task].p95:.0f}" for task in _TIMED]
     return [
         record.model.name,
         f"{record.backend} ({record.model.weights})",
-        ", ".join([record.execution, record.device, record.dtype, *_where([record], machines)]),
+        executed_text(record, [record], machines),
         *one_question,
         f"{record.throughput.questions_per_second:.1f}",
         f"{1000 * record.generation.first_token_seconds:.0f}",
@@ -113,6 +113,21 @@ def _latency_cells(record: LatencyRecord, machines: Sequence[str]) -> list[str]:
         _mebibytes(record.single_bytes),
         _mebibytes(record.peak_bytes),
     ]
+
+
+def latency_note(records: Sequence[LatencyRecord]) -> str:
+    return LATENCY_NOTE.format(prompt_tokens=records[0].generation.prompt_tokens)
+
+
+def all_machines(board: Leaderboard) -> list[str]:
+    """Every machine that a row or a latency record was measured on, once."""
+    runs: list[RowRun | LatencyRecord] = [*board.latency.values(), *(run for row in board.rows for run in row.runs)]
+    return sorted(set(map(machine_text, runs)))
+
+
+def executed_text(one: Row | LatencyRecord, runs: Sequence[RowRun | LatencyRecord], machines: Sequence[str]) -> str:
+    """What computed, and on which of the machines, where there are several."""
+    return ", ".join([one.execution, one.device, one.dtype, *_where(runs, machines)])
 
 
 def _where(runs: Sequence[RowRun | LatencyRecord], machines: Sequence[str]) -> list[str]:

@@ -25,7 +25,7 @@ from adapters.registry import BACKENDS, pick_execution
 from harness.data import cached_split
 from harness.errors import UserError
 from harness.evaluation import provenance
-from harness.evaluation.record import ModelRecord
+from harness.evaluation.summary import model_record
 from harness.predict import FIELDS, Predictor
 from harness.reports.latency import Generation, LatencyRecord, QuestionLatency, Throughput, write_latency
 
@@ -50,10 +50,10 @@ def questions(task: str, split: str = "validation") -> list[tuple[str, dict[str,
 _predictor: Predictor
 
 
-def load(model: str | None, backend: str, execution: str) -> float:
+def load(model: str | None, backend: str) -> float:
     global _predictor
     started = time.monotonic()
-    _predictor = Predictor(model, backend, execution=execution)
+    _predictor = Predictor(model, backend)
     return time.monotonic() - started
 
 
@@ -79,14 +79,7 @@ def prompt_tokens(texts: list[str]) -> list[int]:
 def describe() -> dict[str, Any]:
     info, model = _predictor.backend.info, _predictor.model
     return {
-        "model": ModelRecord(
-            name=model.name,
-            origin=model.origin,
-            sha256=model.fingerprint,
-            parameters=info.parameters,
-            weights=info.weights,
-            weights_bytes=info.weights_bytes,
-        ),
+        "model": model_record(model, info),
         "backend": info.name,
         "execution": info.execution,
         "device": info.device,
@@ -95,8 +88,7 @@ def describe() -> dict[str, Any]:
 
 
 def peak_bytes() -> tuple[int, str]:
-    held = _predictor.backend.peak_memory()
-    return (provenance.peak_process_bytes(), "process") if held is None else (held, _predictor.backend.info.device)
+    return provenance.peak_memory(_predictor.backend)
 
 
 # What times it.
@@ -151,13 +143,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="module")
 def served(request: pytest.FixtureRequest) -> Iterator[Served]:
     option = request.config.getoption
-    name, execution = request.param, option("--benchmark-execution")
+    name = request.param
     kind = BACKENDS[name]
-    if kind.family == "mlx" and pick_execution(kind, execution) == "torch":
+    if kind.family == "mlx" and pick_execution(kind, "auto") == "torch":
         pytest.skip(f"{name}: MLX has no GPU here, and PyTorch's time in its place would tell nothing")
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as worker:
         try:
-            seconds = worker.submit(load, option("--benchmark-model"), name, execution).result()
+            seconds = worker.submit(load, option("--benchmark-model"), name).result()
         except UserError as error:
             pytest.skip(f"{name}: {error}")
         served = Served(worker, seconds)

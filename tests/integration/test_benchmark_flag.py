@@ -27,6 +27,11 @@ def run_pytest(environment: dict[str, str], *arguments: str | Path) -> subproces
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
 
 
+def measure(environment: dict[str, str], model: Path, backends: str, results: Path) -> subprocess.CompletedProcess[str]:
+    options = ("--benchmark-model", model, "--benchmark-backends", backends, "--benchmark-results", results)
+    return run_pytest(environment, "--benchmark", *options)
+
+
 def test_a_plain_pytest_leaves_the_benchmarks_out(environment: dict[str, str]) -> None:
     done = run_pytest(environment)
     assert done.returncode == pytest.ExitCode.NO_TESTS_COLLECTED, done.stdout
@@ -36,10 +41,7 @@ def test_a_plain_pytest_leaves_the_benchmarks_out(environment: dict[str, str]) -
 def test_the_flag_measures_a_backend_and_keeps_the_record(
     environment: dict[str, str], tiny_model: Path, tmp_path: Path
 ) -> None:
-    done = run_pytest(
-        environment, "--benchmark", "--benchmark-model", tiny_model, "--benchmark-backends", "torch",
-        "--benchmark-results", tmp_path,
-    )  # fmt: skip
+    done = measure(environment, tiny_model, "torch", tmp_path)
     assert done.returncode == 0, done.stdout
     [record] = read_latencies(tmp_path).values()
     assert record.execution == "torch"
@@ -56,9 +58,6 @@ def test_the_flag_measures_a_backend_and_keeps_the_record(
 def test_a_backend_that_cannot_run_is_skipped_with_the_reason(
     environment: dict[str, str], tiny_model: Path, tmp_path: Path
 ) -> None:
-    done = run_pytest(
-        environment, "--benchmark", "--benchmark-model", tiny_model, "--benchmark-backends", "torch-cuda,torch-mps",
-        "--benchmark-results", tmp_path,
-    )  # fmt: skip
+    done = measure(environment, tiny_model, "torch-cuda,torch-mps", tmp_path)
     assert done.returncode == 0, done.stdout
     assert "device here" in done.stdout  # no machine has both

@@ -22,23 +22,18 @@
     };
   }
 
-  function feed(id, wanted) {
-    const { view, dataset } = views.get(id);
-    return view.data(dataset, content.datasets[dataset].filter((row) => passes(row, wanted))).resize().runAsync();
-  }
-
   const datasetOf = (id) => (id.startsWith("task-") ? "figures" : id.startsWith("flips-") ? "flips" : "rows");
+  const rowsOf = (id, wanted) => content.datasets[datasetOf(id)].filter((row) => passes(row, wanted));
+  const feed = (id, wanted) => views.get(id).data(datasetOf(id), rowsOf(id, wanted)).resize().runAsync();
 
   async function draw() {
     const wanted = chosen();
     for (const [id, spec] of Object.entries(content.specs)) {
-      const dataset = datasetOf(id);
-      const rows = content.datasets[dataset].filter((row) => passes(row, wanted));
-      const filled = { ...spec, datasets: { ...spec.datasets, [dataset]: rows } };
-      views.get(id)?.view.finalize();
+      const filled = { ...spec, datasets: { ...spec.datasets, [datasetOf(id)]: rowsOf(id, wanted) } };
+      views.get(id)?.finalize();
       const element = document.getElementById(id);
       const { view } = await vegaEmbed(element, filled, { actions: false, renderer: "svg", config: config() });
-      views.set(id, { view, dataset });
+      views.set(id, view);
     }
     document.body.dataset.drawn = "true";
   }
