@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import os
 import shlex
 import sys
@@ -17,6 +18,7 @@ from adapters.base import UserError
 
 if TYPE_CHECKING:
     from harness.evaluation.options import RunOptions
+    from harness.evaluation.record import RunRecord
 
 _EPILOG = """\
 examples:
@@ -340,24 +342,32 @@ def _run_options(args: argparse.Namespace) -> RunOptions:
 def _run(args: argparse.Namespace) -> None:
     # The libraries' own bars, which tqdm reads this for when it is first imported, would only hide ours.
     os.environ.setdefault("TQDM_DISABLE", "1")
-    from harness.evaluation.run import run
     from harness.processes import started_processes
     from harness.reports.tables import run_table
 
     options = dataclasses.replace(_run_options(args), backend=args.backend, backend_args=tuple(args.backend_arg))
-    with _progress_bars() as progress:
-        record, directory = run(options, _say, progress)
+    record, directory = _run_with_bars(options)
     if started_processes().is_first:
         print(run_table(record))
         print(f"record: {directory}")
 
 
-def _sweep(args: argparse.Namespace) -> None:
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    from harness.quantization.sweep import sweep, sweep_table
+def _run_with_bars(options: RunOptions) -> tuple[RunRecord, Path]:
+    from harness.evaluation.run import run
 
     with _progress_bars() as progress:
-        rows = sweep(_run_options(args), _names(args.backends), _say, progress)
+        return run(options, _say, progress)
+
+
+def _sweep(args: argparse.Namespace) -> None:
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    from harness.processes import run_apart, started_processes
+    from harness.quantization.sweep import sweep, sweep_table
+
+    # Processes of a launcher are bound to each other and stay what they are.
+    alone = started_processes().size == 1
+    run_one = functools.partial(run_apart, _run_with_bars) if alone else _run_with_bars
+    rows = sweep(_run_options(args), _names(args.backends), _say, run_one)
     if rows:
         print(sweep_table(rows))
 

