@@ -14,7 +14,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -185,27 +185,40 @@ def _check_same_quantization(found: dict[str, Any], bits: int | None, group_size
 
 
 def convert(source: Path, config: dict[str, Any], target: Path, **settings: Any) -> None:
-    """Runs mlx_lm.convert beside `target` and renames the result; if another process was faster, its result stays.
+    """Runs mlx_lm.convert as `write_converted` says.
+
+    Args:
+        settings: of mlx_lm.convert: q_bits, q_group_size, q_mode, dtype, quant_predicate.
+    """
+
+    def make(staged: Path, result: Path) -> None:
+        import mlx_lm
+
+        with contextlib.redirect_stdout(io.StringIO()):  # "[INFO] Loading" and the like
+            mlx_lm.convert(str(staged), str(result), quantize=True, trust_remote_code=False, **settings)
+
+    write_converted(source, config, target, make)
+
+
+def write_converted(source: Path, config: dict[str, Any], target: Path, make: Callable[[Path, Path], None]) -> None:
+    """Makes a directory beside `target` and renames it; if another process was faster, its result stays.
 
     Args:
         source: directory of an unquantised model.
         config: to use in place of its config.json, from `mlx_config`.
         target: the directory to make.
-        settings: of mlx_lm.convert: q_bits, q_group_size, q_mode, dtype, quant_predicate.
+        make: writes its second argument, a directory, from its first, which mlx_lm can load.
     """
-    import mlx_lm
-
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         staged, result = work / "staged", work / "result"
         staged.mkdir()
-        for file in source.iterdir():  # never *.py: mlx_lm.convert would carry it along
+        for file in source.iterdir():  # never *.py: mlx_lm would carry it along
             if file.name != "config.json" and file.suffix in (".safetensors", ".json", ".model", ".jinja", ".txt"):
                 (staged / file.name).symlink_to(file.resolve())
         (staged / "config.json").write_text(json.dumps(config), encoding="utf-8")
-        with contextlib.redirect_stdout(io.StringIO()):  # "[INFO] Loading" and the like
-            mlx_lm.convert(str(staged), str(result), quantize=True, trust_remote_code=False, **settings)
+        make(staged, result)
         for file in staged.iterdir():  # transformers may write another tokenizer than it read
             if file.name.startswith(TOKENIZER_FILES):
                 shutil.copyfile(file, result / file.name)

@@ -280,11 +280,13 @@ def _add_quantize(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--method",
         default="plain",
         metavar="NAME",
-        help="plain (default), or sensitivity: 8 bits for the layers whose rounding moves the model's answers most",
+        help="plain (default); sensitivity: 8 bits for the layers whose rounding moves the model's answers most; "
+        "dwq, awq: learned by mlx-lm from texts",
     )
     quantize.add_argument(
-        "--data", default="mini", metavar="SOURCE", help="for sensitivity: whose train documents are asked"
+        "--data", default="mini", metavar="SOURCE", help="for all but plain: whose train documents are read"
     )
+    quantize.add_argument("--samples", type=int, metavar="N", help="for dwq (2048) and awq (128): how many of them")
     quantize.add_argument(
         "--target-bits", type=float, default=5.0, metavar="N", help="for sensitivity: bits a weight (default: 5)"
     )
@@ -410,8 +412,10 @@ def _predict(args: argparse.Namespace) -> None:
 
 
 def _quantize(args: argparse.Namespace) -> None:
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    from harness.quantization.quantize import QuantizeOptions, quantize
+    from harness.quantization.quantize import SAMPLES, QuantizeOptions, quantize
+
+    if args.method not in SAMPLES:  # where mlx-lm's own bars are all that tells how far it is
+        os.environ.setdefault("TQDM_DISABLE", "1")
     from harness.units import MIB
 
     options = QuantizeOptions(
@@ -423,6 +427,7 @@ def _quantize(args: argparse.Namespace) -> None:
         recipe=args.recipe,
         method=args.method,
         data=args.data,
+        samples=args.samples,
         target_bits=args.target_bits,
     )
     with _progress_bars() as progress:

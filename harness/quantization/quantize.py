@@ -7,13 +7,14 @@ of ours where the model was one, and in any case a model that `mlx_lm.generate` 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adapters.mlx_weights import (
     MIXED_RECIPES,
@@ -25,15 +26,22 @@ from adapters.mlx_weights import (
     quantization_of,
     read_config,
     stored_bytes,
+    write_converted,
 )
-from harness.checkpoint import write_merged
+from harness.checkpoint import read_checkpoint, write_merged
 from harness.errors import UserError, nearest_hint
 from harness.evaluation.options import Progress
 from harness.models import LocalModel, default_model, resolve_model
 from harness.quantization.mixing import HIGH_BITS, Part, average_bits, choose_raised
 from harness.quiet import quiet_libraries
 
-METHODS = ("plain", "sensitivity")
+if TYPE_CHECKING:
+    from harness.quantization.learned import Calibration
+
+# How many texts the learned methods read: mlx-lm's own numbers.
+SAMPLES = {"dwq": 2048, "awq": 128}
+METHODS = ("plain", "sensitivity", *SAMPLES)
+_MAX_TOKENS = 1024  # of a text
 SENSITIVITY = "sensitivity.json"
 
 
@@ -48,7 +56,8 @@ class QuantizeOptions:
     mode: str = "affine"
     recipe: str | None = None  # one of MIXED_RECIPES
     method: str = "plain"  # one of METHODS
-    data: str = "mini"  # for `sensitivity`: whose train documents are looked at
+    data: str = "mini"  # for all but `plain`: whose train documents are looked at
+    samples: int | None = None  # for learned methods: how many of them; None: SAMPLES
     target_bits: float = 5.0  # for `sensitivity`: a weight, scales included
 
 
@@ -85,8 +94,12 @@ def quantize(
         raise UserError(f"mixed recipes are affine, not {options.mode}", "leave out --mode or --recipe")
     if options.method not in METHODS:
         raise UserError(f"unknown method {options.method!r}", nearest_hint(options.method, METHODS, "methods"))
-    if options.method == "sensitivity" and (options.recipe is not None or options.mode != "affine"):
-        raise UserError("--method sensitivity makes an affine recipe of its own", "leave out --recipe and --mode")
+    if options.method != "plain" and (options.recipe is not None or options.mode != "affine"):
+        raise UserError(f"--method {options.method} goes with mode affine and no recipe", "leave out --recipe, --mode")
+    if options.method == "dwq" and options.bits == 8:
+        raise UserError("dwq has nothing to learn at 8 bits", "use --method plain, or fewer --bits")
+    if options.samples is not None and options.samples < 1:
+        raise UserError(f"--samples {options.samples} makes no sense", "give 16 or more, or leave it out")
     name = options.model or default_model()
     model = resolve_model(name, say)
     config = read_config(model.path)
@@ -98,8 +111,11 @@ def quantize(
     check_quantization(staged, bits, group_size, options.mode)
     what = f"{options.recipe or f'{bits} bits'}, group size {group_size}"
     predicate: Any = options.recipe
-    measured = None
-    if options.method == "sensitivity":
+    measured = calibration = None
+    if options.method in SAMPLES:
+        calibration = _calibration(options, model, bits, group_size)
+        what = f"{bits} bits by {options.method}, group size {group_size}"
+    elif options.method == "sensitivity":
         parts, raised = _measure(options, model, name, bits, group_size, say, progress)
         predicate = _raising(raised, group_size)
         measured = _sensitivity_text(parts, raised)
@@ -114,17 +130,23 @@ def quantize(
         ) from error
     try:
         result = scratch / "result"
-        with quiet_libraries():
-            convert(
-                model.path,
-                staged,
-                result,
-                q_bits=bits,
-                q_group_size=group_size,
-                q_mode=options.mode,
-                dtype="bfloat16",
-                quant_predicate=predicate,
-            )
+        if calibration is not None:
+            from harness.quantization.learned import learn  # which loads MLX
+
+            learn_from = functools.partial(learn, options.method, calibration=calibration, say=say)
+            write_converted(model.path, staged, result, learn_from)
+        else:
+            with quiet_libraries():
+                convert(
+                    model.path,
+                    staged,
+                    result,
+                    q_bits=bits,
+                    q_group_size=group_size,
+                    q_mode=options.mode,
+                    dtype="bfloat16",
+                    quant_predicate=predicate,
+                )
         if measured is not None:
             (result / SENSITIVITY).write_text(measured, encoding="utf-8")
         after, weights = stored_bytes(result), parameter_count(result)
@@ -136,6 +158,17 @@ def quantize(
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return Quantized(options.output, model, 8 * after / weights, stored_bytes(model.path), after)
+
+
+def _calibration(options: QuantizeOptions, model: LocalModel, bits: int, group_size: int) -> Calibration:
+    from adapters.torch_backend import load_tokenizer
+    from harness.quantization.calibration import calibration_sequences
+    from harness.quantization.learned import Calibration
+
+    prompts = read_checkpoint(model.checkpoint).prompts() if model.checkpoint else None
+    count = options.samples or SAMPLES[options.method]
+    sequences = calibration_sequences(load_tokenizer(model.path), prompts, options.data, count, _MAX_TOKENS)
+    return Calibration(sequences, bits, group_size)
 
 
 def _measure(

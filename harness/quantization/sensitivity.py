@@ -7,16 +7,14 @@ Kullback–Leibler divergence of the choices.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 
 from adapters.torch_backend import TorchBackend
-from harness.data import TASKS, cached_split, document_key
-from harness.data.sampling import sample_documents
 from harness.evaluation.options import Progress
 from harness.predict import Predictor
+from harness.quantization.calibration import calibration_documents
 from harness.quantization.mixing import Part
 
 DOCUMENTS_PER_TASK = 8
@@ -37,7 +35,7 @@ def measure_sensitivity(name: str, bits: int, group_size: int, data: str, progre
     predictor = Predictor(name, "torch")
     backend = predictor.backend
     assert isinstance(backend, TorchBackend)
-    documents = list(_calibration_documents(data))
+    documents = list(calibration_documents(data, DOCUMENTS_PER_TASK))
     requests = predictor.render(documents)
     whole = predictor.log_probabilities(requests)
     parts = []
@@ -53,17 +51,6 @@ def measure_sensitivity(name: str, bits: int, group_size: int, data: str, progre
         parts.append(Part(part, tuple(matrices), sum(matrices.values()), divergence))
         done(1)
     return parts
-
-
-def _calibration_documents(data: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(task, row) of some documents of every task's train split; of a MuSeRC paragraph its first answer."""
-    for task in TASKS:
-        if task == "lidirus":
-            continue
-        rows = [document.row() for document in cached_split(task, "train", data).documents]
-        chosen = sample_documents(rows, DOCUMENTS_PER_TASK, seed=0)
-        firsts = {document_key(row): row for row in reversed(chosen)}
-        yield from ((task, row) for row in list(firsts.values())[:DOCUMENTS_PER_TASK])
 
 
 def _parts(sizes: Mapping[str, int]) -> dict[str, dict[str, int]]:

@@ -98,7 +98,9 @@ def _example(
     flat = [sequence for question in questions for sequence in question]
     numbers = [number for number, question in enumerate(questions) for _ in question]
     right = [
-        is_right for doc, question in zip(docs, questions, strict=True) for is_right in _right(name, doc, question)
+        is_right
+        for doc, question in zip(docs, questions, strict=True)
+        for is_right in right_choices(name, doc, len(question))
     ]
     return Example(
         name,
@@ -114,11 +116,11 @@ def _longest(questions: Sequence[Sequence[ScoredSequence]]) -> int:
     return max(len(sequence.tokens) for question in questions for sequence in question)
 
 
-def _right(task: str, doc: dict[str, Any], question: Sequence[Any]) -> list[bool]:
+def right_choices(task: str, doc: dict[str, Any], choices: int) -> list[bool]:
     """Which choices are right: one by the label, for RuCoS every entity that is among the answers."""
     if task == "rucos":
         return [entity in doc["answers"] for entity in doc["entities"]]
-    return [choice == doc["label"] for choice in range(len(question))]
+    return [choice == doc["label"] for choice in range(choices)]
 
 
 def _shortened(doc: dict[str, Any], field: str, excess: int, encoder: TextEncoder) -> dict[str, Any]:
