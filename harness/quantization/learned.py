@@ -61,7 +61,7 @@ def learn(
     model, tokenizer, config = loaded
     model.set_dtype(mx.bfloat16)
     tokens = sum(map(len, calibration.sequences))
-    if not mx.metal.is_available() and not mx.cuda.is_available():
+    if not has_gpu():
         seconds = _FORWARDS[method] * tokens * _seconds_a_token(model, calibration.sequences)
         texts = len(calibration.sequences)
         estimate = f"{method} on {texts} texts takes about {_duration(seconds)}: MLX has no GPU here"
@@ -77,14 +77,20 @@ def learn(
     save(target, source, model, tokenizer, config)
 
 
+def has_gpu() -> bool:
+    """Whether MLX computes on one."""
+    return bool(mx.default_device() == mx.gpu)
+
+
 def _learn_dwq(model: nn.Module, config: dict[str, Any], calibration: Calibration) -> tuple[nn.Module, dict[str, Any]]:
     """A quantised model whose scales and biases were trained to give the next-token distributions of the whole one."""
-    held_out = min(_DWQ_VALIDATION, len(calibration.sequences) // 4)
     sequences = [(list(tokens), 0) for tokens in calibration.sequences]
-    validation, train = sequences[:: max(1, len(sequences) // max(1, held_out))][:held_out], sequences
-    train = [sequence for sequence in train if not any(sequence is other for other in validation)]
-    if min(len(validation), len(train)) < _DWQ_BATCH:
+    held_out = min(_DWQ_VALIDATION, len(sequences) // 4)
+    if held_out < _DWQ_BATCH:
         raise UserError(f"dwq needs {4 * _DWQ_BATCH} texts or more", "give more --samples")
+    every = len(sequences) // held_out  # texts of all tasks, which stand one task after the other
+    validation = sequences[::every][:held_out]
+    train = [sequence for number, sequence in enumerate(sequences) if number % every or number >= every * held_out]
     student, config = quantize_model(copy.deepcopy(model), config, calibration.group_size, calibration.bits)
     dwq.dwq_quantize(
         student,

@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -106,6 +107,24 @@ def test_rounding_a_part_gives_the_matrices_that_quantising_stores(
     assert set(backend.matrix_sizes()) == {name.removesuffix(".scales") for name in tensors if name.endswith(".scales")}
 
 
+def test_a_learned_quantisation_of_a_checkpoint_answers_with_its_heads(
+    rsg_harness: Command, checkpoint: Path, tmp_path: Path
+) -> None:
+    arguments = ("--model", checkpoint, "--method", "awq", "--bits", "3", "--group-size", "32", "--samples", "2")
+    done = rsg_harness("quantize", *arguments, "--output", "awq")
+    assert done.returncode == 0, done.stderr
+    assert "Loss reduction" in done.stderr
+    assert done.stdout.startswith("awq: 4.1")  # 3 bits, and a bfloat16 scale and bias for 32 weights; norms stay
+    assert (tmp_path / "awq" / "heads.safetensors").read_bytes() == (checkpoint / "heads.safetensors").read_bytes()
+    options = ("--backend", "mlx-q3", "--backend-arg", "group_size=32", "--tasks", "terra", "--limit", "3")
+    scores = []
+    for execution in ("torch", "mlx"):
+        run = rsg_harness("run", "--model", "awq", *options, "--execution", execution, "--output", execution)
+        assert run.returncode == 0, run.stderr
+        scores.append([sample.scores for sample in read_samples(tmp_path / execution)])
+    assert np.allclose(*scores, atol=1e-3)
+
+
 def test_what_cannot_be_quantised_is_refused(rsg_harness: Command, tiny_model: Path, tmp_path: Path) -> None:
     assert rsg_harness("quantize", "--model", tiny_model, "--output", "q4").returncode == 0
 
@@ -126,6 +145,11 @@ def test_what_cannot_be_quantised_is_refused(rsg_harness: Command, tiny_model: P
     assert "4.5 or more" in refusal(*sensitivity, "--target-bits", "4.2")
     assert "leave out --recipe" in refusal(*sensitivity, "--recipe", "mixed_4_6")
     assert "sensitivity" in refusal("--model", tiny_model, "--method", "sensitive", "--output", "x")
+    assert "nothing to learn at 8 bits" in refusal(
+        "--model", tiny_model, "--method", "dwq", "--bits", "8", "--output", "x"
+    )
+    assert "16 texts or more" in refusal("--model", tiny_model, "--method", "dwq", "--samples", "3", "--output", "x")
+    assert "--samples 0" in refusal("--model", tiny_model, "--method", "awq", "--samples", "0", "--output", "x")
     assert "mxfp4" in refusal("--model", tiny_model, "--mode", "mxfp5", "--output", "x")
     assert not (tmp_path / "x").exists()
 
