@@ -226,6 +226,21 @@ def _run(part: Any, inputs: Inputs, inputs_embeds: torch.Tensor | None) -> torch
     ).last_hidden_state
 
 
+def count_layers(recipe: Recipe, model_dir: Path) -> int:
+    """How many the model has.
+
+    Raises:
+        UserError: fewer than the recipe freezes.
+    """
+    layers = Gemma3TextConfig.from_pretrained(model_dir).num_hidden_layers
+    if recipe.frozen_layers > layers:
+        raise UserError(
+            f"the recipe freezes {recipe.frozen_layers} layers, and the model has {layers}",
+            f"set frozen_layers to {layers - 1} or fewer ({layers}: only the heads are trained)",
+        )
+    return layers
+
+
 def build_model(
     recipe: Recipe, model_dir: Path, layout: HeadLayout, device: torch.device, dtype: torch.dtype
 ) -> tuple[MultitaskModel, Any]:
@@ -246,13 +261,7 @@ def build_model(
     Raises:
         UserError: more frozen layers than there are.
     """
-    config = Gemma3TextConfig.from_pretrained(model_dir)
-    layers = config.num_hidden_layers
-    if recipe.frozen_layers > layers:
-        raise UserError(
-            f"the recipe freezes {recipe.frozen_layers} layers, and the model has {layers}",
-            f"set frozen_layers to {layers - 1} or fewer ({layers}: only the heads are trained)",
-        )
+    layers = count_layers(recipe, model_dir)
     torch.manual_seed(recipe.seed)
     with quiet_libraries():
         language_model: Any = Gemma3ForCausalLM.from_pretrained(model_dir, dtype=dtype)

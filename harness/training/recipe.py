@@ -113,7 +113,8 @@ def load_recipe(name: str) -> Recipe:
 
 
 def _explained(path: Path, error: ValidationError) -> UserError:
-    first = error.errors()[0]
+    # Unknown keys first: a misspelt one is also a missing one.
+    first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         known = list(_keys_at(first["loc"]))

@@ -22,7 +22,7 @@ from harness.settings import setting_differences
 from harness.training.board import Board
 from harness.training.data import Splits, TrainingData, load_splits, prepare
 from harness.training.frozen import FrozenStates
-from harness.training.model import MultitaskModel, build_model
+from harness.training.model import MultitaskModel, build_model, count_layers
 from harness.training.recipe import Recipe, load_recipe
 from harness.training.saving import save_checkpoint, training_record
 from harness.training.trainer import LOG, Evaluation, Trainer, all_examples
@@ -76,6 +76,7 @@ def train(
         _check_place(output, work, options.resume)
     splits = load_splits(recipe, options.data, say)
     base = resolve_model(recipe.model, say)
+    count_layers(recipe, base.path)  # a recipe that cannot work leaves no unfinished run behind
     settings = _settings(recipe, base, splits)
     if accelerator.is_main_process:
         _agree(work, settings, options.resume)

@@ -203,6 +203,7 @@ def test_bad_recipes_are_refused_before_anything_is_loaded(
 
     assert "learning_rate" in train(learning_rat=1)
     assert "the model has 8" in train(frozen_layers=9)
+    assert not (tmp_path / "out.training" / "settings.json").exists()  # no run that the mended recipe would meet
     assert "never trained on" in train(tasks={"lidirus": {}})
 
 

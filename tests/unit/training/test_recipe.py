@@ -129,6 +129,12 @@ def test_an_unknown_key_names_its_place_and_the_nearest_one(tmp_path, changes, w
     assert error.hint.startswith(f"did you mean {nearest}")
 
 
+def test_a_required_key_that_is_misspelt_is_unknown_rather_than_missing(tmp_path):
+    misspelt = {"learning_rte" if key == "learning_rate" else key: value for key, value in SMALL.items()}
+    with pytest.raises(UserError, match="unknown key 'learning_rte'"):
+        load_recipe(written(tmp_path, yaml.safe_dump(misspelt)))
+
+
 def test_a_key_like_no_other_lists_the_keys_of_its_place(tmp_path):
     assert refusal(tmp_path, lora={"xyz": 1}).hint == "keys here: rank, alpha, dropout, targets"
 
