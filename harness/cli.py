@@ -45,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_predict(verbs)
     _add_quantize(verbs)
     _add_sweep(verbs)
+    _add_bot(verbs)
     _add_verb(verbs, "tasks", _tasks, "the tasks and their prompts")
     _add_verb(verbs, "backends", _backends, "the backends, and which of them run here")
     _add_verb(verbs, "doctor", _doctor, "what this machine can do, and what is missing")
@@ -292,6 +293,31 @@ def _add_quantize(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
 
 
+def _add_bot(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    bot = _add_verb(
+        verbs,
+        "bot",
+        _bot,
+        "try a model in a chat: Telegram, or the terminal",
+        "Serves a model in Telegram: questions of the nine tasks with probabilities, and free conversation. The token "
+        "comes from the environment (TELEGRAM_BOT_TOKEN) or a file.",
+    )
+    model = bot.add_argument_group("model")
+    _add_model_options(model)
+    _add_backend_options(model)
+    chat = bot.add_argument_group("chat")
+    chat.add_argument("--console", action="store_true", help="the same bot in the terminal: no token, no network")
+    chat.add_argument("--language", default="ru", choices=("ru", "en"), help="of --console (default: ru)")
+    chat.add_argument("--token-file", type=Path, metavar="FILE", help="holds the token; default: TELEGRAM_BOT_TOKEN")
+    chat.add_argument(
+        "--allow", default="", metavar="IDS", help="comma-separated ids of the users who may ask (default: everybody)"
+    )
+    chat.add_argument(
+        "--store", type=Path, metavar="FILE", help="of dialogues; default: bot/bot.sqlite in the cache directory"
+    )
+    chat.add_argument("--api-url", metavar="URL", help="of a Bot API server of your own (default: Telegram's)")
+
+
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -409,6 +435,26 @@ def _predict(args: argparse.Namespace) -> None:
     answer, seconds = timed_answer(predictor, args.task, fields)
     print(answer_table(answer.words, answer.choices))
     print(f"{predictor.model.name} · {predictor.backend.info.name}, {1000 * seconds:.0f} ms")
+
+
+def _bot(args: argparse.Namespace) -> None:
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    from harness.bot.run import BotOptions, run_bot
+
+    options = BotOptions(
+        model=args.model,
+        backend=args.backend,
+        backend_args=tuple(args.backend_arg),
+        execution=args.execution,
+        dtype=args.dtype,
+        console=args.console,
+        language=args.language,
+        token_file=args.token_file,
+        allowed=_names(args.allow),
+        store=args.store,
+        api_url=args.api_url,
+    )
+    run_bot(options, _say)
 
 
 def _quantize(args: argparse.Namespace) -> None:

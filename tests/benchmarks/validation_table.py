@@ -56,7 +56,7 @@ def main() -> None:
     for name, record in zip(names, records, strict=True):
         rows.append(row(name, {task: record.tasks[task].metrics["rsg"].value or 0.0 for task in EIGHT}))
     print("Official metrics × 100\n")
-    print(tabulate(rows, headers=["", *EIGHT, "mean of eight"], tablefmt="github"))
+    print(tabulate(rows, headers=["", *EIGHT, "mean of eight"], tablefmt="github", floatfmt=".1f"))
 
     rows = [
         row("majority class", {task: majority(task, "acc", args.data) for task in SEVEN}),
@@ -67,7 +67,7 @@ def main() -> None:
         above = sum(figures[task] > REFERENCE.task_figure(task) for task in SEVEN)
         rows.append(row(f"{name} ({above} of 7 above the reference)", figures))
     print("\nAccuracy of single examples × 100, validation\n")
-    print(tabulate(rows, headers=["", *SEVEN, "mean of seven"], tablefmt="github"))
+    print(tabulate(rows, headers=["", *SEVEN, "mean of seven"], tablefmt="github", floatfmt=".1f"))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""The demo of a model in a chat: Telegram, or the terminal."""
