@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 from collections import Counter, defaultdict
@@ -74,6 +75,10 @@ class TelegramServer:
         class Server(ThreadingHTTPServer):
             daemon_threads = True
             request_queue_size = 512
+
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                if not isinstance(sys.exception(), ConnectionError):  # the bot was killed
+                    super().handle_error(request, client_address)
 
         self._http = Server(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._http.serve_forever, daemon=True)
