@@ -454,7 +454,8 @@ def _bot(args: argparse.Namespace) -> None:
         store=args.store,
         api_url=args.api_url,
     )
-    run_bot(options, _say)
+    with contextlib.suppress(KeyboardInterrupt):  # how one leaves the console
+        run_bot(options, _say)
 
 
 def _quantize(args: argparse.Namespace) -> None:

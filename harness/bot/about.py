@@ -38,7 +38,7 @@ def describe(predictor: Predictor, row: Row | None, language: str) -> str:
     figures = say(language, "no_figures")
     if row is not None and row.mean is not None:
         limit = say(language, "limit", limit=row.data.limit) if row.data.limit else ""
-        data = say(language, "data", source=row.data.source, limit=limit)
+        data = say(language, "data", source=say(language, row.data.source), limit=limit)
         if row.score is not None:
             head = say(language, "score", data=data, score=_points(row.score, row.score_stderr))
         else:

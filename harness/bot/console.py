@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import TextIO
@@ -57,7 +59,17 @@ class Console:
     async def _next_line(self) -> str:
         self._out.write("\n> ")
         self._out.flush()
-        line = await asyncio.to_thread(self._read)
+        loop = asyncio.get_running_loop()
+        arrived: asyncio.Future[str] = loop.create_future()
+
+        def read() -> None:
+            line = self._read()
+            with contextlib.suppress(RuntimeError):  # the loop has gone
+                loop.call_soon_threadsafe(arrived.set_result, line)
+
+        # A thread that nobody waits for at the end: Ctrl-C must not need an Enter.
+        threading.Thread(target=read, daemon=True).start()
+        line = await arrived
         if line and not sys.stdin.isatty():
             self._out.write(line)  # so that a transcript shows what was asked
         return line
@@ -73,13 +85,14 @@ class Console:
         await self._service.handle(event, self)
         await self._service.idle(USER)
 
-    async def send(self, message: Message) -> None:
+    async def send(self, message: Message) -> int:
         """Prints a message and its buttons."""
         self._shown = message.text
         self._out.write(f"\n{message.text}")
         self._end(message)
+        return 0  # there is one place to write at
 
-    async def edit(self, shown: None, message: Message) -> None:
+    async def edit(self, shown: int, message: Message) -> None:
         """Prints what a message has grown by, or all of it where it became another one."""
         if message.text.startswith(self._shown):
             self._out.write(message.text[len(self._shown) :])

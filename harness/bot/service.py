@@ -84,8 +84,6 @@ class Service:
                 await self._drop(event)
             except Exception as error:  # the event stays in the store for the next start
                 log.error("an event was not answered: %s", type(error).__name__)
-        if event.user not in self._under_way and not self._turnstiles[event.user].locked():
-            self._turnstiles.pop(event.user, None)
 
     async def _handle(self, event: Event, replies: Replies) -> None:
         language = language_of(event.language)

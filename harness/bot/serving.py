@@ -27,10 +27,15 @@ log = logging.getLogger(__name__)
 QUESTION_BATCH = 64
 CHAT_BATCH = 8
 HISTORY_TOKENS = 1024  # of a dialogue: what is read again for every answer
-TEMPERATURE, TOP_P = 0.7, 0.9
-# For models without a chat template: what makes a plain language model answer, and what ends its answer.
-_PLAIN_START = "Ниже вопросы и краткие, точные ответы на русском языке.\n\n"
+TEMPERATURE, TOP_P = 0.3, 0.9
+# For models without a chat template: examples make a plain language model answer, and in Russian.
 _PLAIN_TURN = "Вопрос: {question}\nОтвет:"
+_PLAIN_START = (
+    "Ниже — беседа с вежливым собеседником, который отвечает по-русски, коротко и по делу.\n\n"
+    "Вопрос: Сколько дней в неделе?\nОтвет: В неделе семь дней.\n\n"
+    "Вопрос: Посоветуй, чем заняться в выходные.\n"
+    "Ответ: Можно погулять в парке, сходить в музей или испечь пирог.\n\n"
+)
 _PLAIN_STOP = ("\nВопрос:", "\n\n")
 
 Answers = list[tuple[str, Answer, float]]

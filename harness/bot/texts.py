@@ -64,6 +64,9 @@ _RU: dict[str, str] = {
     "partial_score": "Среднее по задачам ({count}), {data}: {score}",
     "no_figures": "В таблице результатов этой модели ещё нет.",
     "data": "{source}, валидация{limit}",
+    "official": "официальные данные",
+    "hub": "данные хаба",
+    "mini": "мини-набор",
     "limit": ", не больше {limit} документов на задачу",
     "ask_query": "Что спросить у модели?",
     "ask_name": "Как назвать беседу?",
@@ -99,7 +102,6 @@ _RU: dict[str, str] = {
     "stopping": "Бот останавливается. Повторите вопрос позже.",
     "silent": "(модель промолчала)",
     "not_allowed": "Этот бот открыт не для всех. Ваш номер: {user}",
-    "loading_quantised": "Загружаю 4-битную модель…",
 }
 
 _EN: dict[str, str] = {
@@ -159,6 +161,9 @@ _EN: dict[str, str] = {
     "partial_score": "Mean of {count} tasks, {data}: {score}",
     "no_figures": "This model is not on the leaderboard yet.",
     "data": "{source}, validation{limit}",
+    "official": "official data",
+    "hub": "the hub's data",
+    "mini": "mini set",
     "limit": ", at most {limit} documents a task",
     "ask_query": "What shall I ask the model?",
     "ask_name": "What shall the dialogue be called?",
@@ -194,7 +199,6 @@ _EN: dict[str, str] = {
     "stopping": "The bot is stopping. Please ask again later.",
     "silent": "(the model said nothing)",
     "not_allowed": "This bot is not open to everybody. Your id: {user}",
-    "loading_quantised": "Loading the 4-bit model…",
 }
 
 LANGUAGES: Mapping[str, Mapping[str, str]] = MappingProxyType({"ru": _RU, "en": _EN})

@@ -1,0 +1,62 @@
+"""How soon the bot's worker answers a short question (TERRa, bundled documents), and how many a second under load.
+
+    python tests/benchmarks/bot_serving.py [--model best] [--backend torch] [--questions 192]
+
+Prints p50 and p95 of single questions at idle, then the throughput one by one and with all of them waiting at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from itertools import cycle, islice
+
+import numpy as np
+
+from harness.bot.conversation import QuestionJob
+from harness.bot.serving import ModelWorker
+from harness.data import cached_split
+from harness.predict import Predictor
+
+WARM_UP = 4
+
+
+async def measure(worker: ModelWorker, jobs: list[QuestionJob]) -> None:
+    for job in jobs[:WARM_UP]:
+        await worker.submit(job).future
+    seconds = []
+    for job in jobs:
+        started = time.monotonic()
+        await worker.submit(job).future
+        seconds.append(time.monotonic() - started)
+    p50, p95 = np.percentile(seconds, [50, 95])
+    one_by_one = len(jobs) / sum(seconds)
+    started = time.monotonic()
+    await asyncio.gather(*(worker.submit(job).future for job in jobs))
+    together = len(jobs) / (time.monotonic() - started)
+    print(f"{len(jobs)} TERRa questions, {worker.predictor.model.name}, {worker.predictor.backend.info.name}")
+    print(f"at idle: p50 {1000 * p50:.0f} ms, p95 {1000 * p95:.0f} ms, {one_by_one:.1f} questions a second one by one")
+    print(f"all at once: {together:.1f} questions a second, {together / one_by_one:.1f} times as many")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model")
+    parser.add_argument("--backend", default="torch")
+    parser.add_argument("--questions", type=int, default=192)
+    args = parser.parse_args()
+    predictor = Predictor(args.model, args.backend)
+    rows = [document.row() for document in cached_split("terra", "validation", "mini").documents]
+    questions = []
+    for number, row in enumerate(islice(cycle(rows), args.questions)):
+        # A number before each premise: the planner would compute equal questions once.
+        questions.append({"premise": f"{number}. {row['premise']}", "hypothesis": row["hypothesis"]})
+    jobs = [QuestionJob("terra", fields, False, None, {}) for fields in questions]
+    worker = ModelWorker(predictor, lambda: predictor, capacity=args.questions)
+    asyncio.run(measure(worker, jobs))
+    worker.stop()
+
+
+if __name__ == "__main__":
+    main()
