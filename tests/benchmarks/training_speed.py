@@ -91,7 +91,7 @@ class Setup:
         return [(task, batch) for task, examples in self.examples.items() for batch in one_epoch(examples, budget)]
 
     def compare_cache(self) -> None:
-        """Three epochs each way, epochs in turn, so that a slow spell of the machine hits all.
+        """Two epochs each way, epochs in turn, so that a slow spell of the machine hits all.
 
         What rounding alone does to the losses shows in a second trainer without the cache.
         """
@@ -99,7 +99,7 @@ class Setup:
             trainers = {"with": self.trainer(Path(scratch)), "without": self.trainer(None), "again": self.trainer(None)}
             losses: dict[str, list[float]] = {name: [] for name in trainers}
             seconds: dict[str, list[float]] = {name: [] for name in trainers}
-            for _ in range(3):
+            for _ in range(2):
                 for name, trainer in trainers.items():
                     started = time.monotonic()
                     for batch in self.batches():
@@ -108,7 +108,6 @@ class Setup:
         for name in ("with", "without"):
             print(f"{name} the cache, seconds an epoch: {', '.join(f'{value:.1f}' for value in seconds[name])}")
         print(f"second epoch: {seconds['without'][1] / seconds['with'][1]:.2f} times faster with the cache")
-        print(f"third epoch: {seconds['without'][2] / seconds['with'][2]:.2f} times faster with the cache")
         for name, what in (("with", "with and without"), ("again", "twice without")):
             gaps = [abs(a - b) for a, b in zip(losses[name], losses["without"], strict=True)]
             print(

@@ -120,6 +120,15 @@ def server() -> Iterator[TelegramServer]:
         yield server
 
 
+@pytest.fixture
+def bots() -> Iterator[list[subprocess.Popen[str]]]:
+    """Started bots; none outlives its test."""
+    started: list[subprocess.Popen[str]] = []
+    yield started
+    for bot in started:
+        bot.kill()
+
+
 def test_200_users_2000_messages_none_lost_doubled_or_misdirected(
     server: TelegramServer, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,7 +155,11 @@ def test_200_users_2000_messages_none_lost_doubled_or_misdirected(
 
 
 def test_a_killed_bot_loses_no_turn_and_stores_none_twice(
-    server: TelegramServer, tiny_model: Path, tmp_path: Path, environment: dict[str, str]
+    server: TelegramServer,
+    tiny_model: Path,
+    tmp_path: Path,
+    environment: dict[str, str],
+    bots: list[subprocess.Popen[str]],
 ) -> None:
     path = tmp_path / "bot.sqlite"
     rng = random.Random(1)
@@ -163,6 +176,7 @@ def test_a_killed_bot_loses_no_turn_and_stores_none_twice(
             stderr=subprocess.PIPE,
             text=True,
         )
+        bots.append(bot)
         server.wait(lambda: server.calls["getUpdates"] > calls, 120)
         return bot
 
