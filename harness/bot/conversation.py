@@ -132,9 +132,8 @@ class Conversation:
     # Commands.
 
     def _command(self, event: Event, text: str, language: str, under_way: bool) -> Outcome:
-        head, _, argument = text[1:].partition(" ")
-        head, newline, rest = head.partition("\n")
-        argument = (rest + " " + argument if newline else argument).strip()
+        head, *rest = text[1:].split(maxsplit=1) or [""]
+        argument = rest[0].strip() if rest else ""
         name = head.partition("@")[0].lower()
         name = _ALIASES.get(name, name)
         store, user = self._store, event.user
