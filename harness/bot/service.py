@@ -226,7 +226,8 @@ class Service:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def close(self) -> None:
-        """Closes the store; the last call."""
+        """Waits for the model's thread and closes the store; the last call."""
+        await asyncio.to_thread(self._worker.join)
         await self.on_disk(self._store.close)
         self._disk.shutdown()
 

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 QUESTION_BATCH = 64
 CHAT_BATCH = 8
 HISTORY_TOKENS = 1024  # of a dialogue: what is read again for every answer
-TEMPERATURE, TOP_P = 0.3, 0.9
+TEMPERATURE, TOP_P = 0.6, 0.9
 # For models without a chat template: examples make a plain language model answer, and in Russian.
 _PLAIN_TURN = "Вопрос: {question}\nОтвет:"
 _PLAIN_START = (
@@ -36,7 +36,7 @@ _PLAIN_START = (
     "Вопрос: Посоветуй, чем заняться в выходные.\n"
     "Ответ: Можно погулять в парке, сходить в музей или испечь пирог.\n\n"
 )
-_PLAIN_STOP = ("\nВопрос:", "\n\n")
+_PLAIN_STOP = ("\n",)  # as the examples, an answer is one line
 
 Answers = list[tuple[str, Answer, float]]
 
@@ -82,7 +82,7 @@ class ModelWorker:
         predictor: Predictor,
         load_quantised: Callable[[], Predictor],
         capacity: int = 256,
-        new_tokens: int = 160,
+        new_tokens: int = 96,
     ) -> None:
         self.predictor = predictor
         self._load_quantised = load_quantised
@@ -134,6 +134,10 @@ class ModelWorker:
             self._changed.notify()
         for ticket in waiting:
             _resolve(ticket, error=Stopped())
+
+    def join(self) -> None:
+        """Waits for the current work to end, after `stop`: an interpreter must not end under a running model."""
+        self._thread.join()
 
     def _run(self) -> None:
         while True:

@@ -56,6 +56,7 @@ def main() -> None:
     worker = ModelWorker(predictor, lambda: predictor, capacity=args.questions)
     asyncio.run(measure(worker, jobs))
     worker.stop()
+    worker.join()
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ RUNS = Path(__file__).parents[2] / "results" / "runs"
 BASE, TRAINED, ROUNDED = (
     RUNS / name
     for name in (
-        "2026-11-23-155741-gemma-3-270m-torch",
+        "2026-11-24-213000-gemma-3-270m-torch",
         "2026-11-24-103618-gemma-3-270m-rsg-torch",
-        "2026-11-24-104100-gemma-3-270m-rsg-mlx-q8",
+        "2026-11-24-103618-gemma-3-270m-rsg-mlx-q8",
     )
 )
 ACCURACY = ("parus", "terra", "russe", "rwsd", "danetqa")
