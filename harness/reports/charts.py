@@ -22,7 +22,8 @@ def quality_against(column: str, title: str) -> dict[str, Any]:
         title: of the axis.
     """
     base = alt.Chart(alt.NamedData("rows"))
-    cost = alt.X(f"{column}:Q", title=title, scale=alt.Scale(type="log", nice=False, padding=30))
+    ticks = alt.Axis(format=".3~f" if column == "seconds" else ",.0f")
+    cost = alt.X(f"{column}:Q", title=title, scale=alt.Scale(type="log", nice=False, padding=30), axis=ticks)
     colour = alt.Color("backend:N", title="backend", legend=alt.Legend(orient="bottom", columns=3))
     shape = alt.Shape("model:N", title="model", legend=alt.Legend(orient="bottom", columns=1, symbolFillColor="gray"))
     line = (

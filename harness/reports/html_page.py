@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -83,7 +84,7 @@ def write_page(results: Path, say: Callable[[str], None] = lambda text: None) ->
         content=json.dumps(content, ensure_ascii=False).replace("</", "<\\/"),
         tasks={task: OFFICIAL_NAMES[task] for task in TASKS},
         table=[_table_row(row, machines) for row in board.rows],
-        data=list(dict.fromkeys(data_text(row) for row in board.rows)),
+        data=[data for data, _ in Counter(data_text(row) for row in board.rows).most_common()],  # the first is shown
         backends=list(dict.fromkeys(row.backend for row in board.rows)),
         groups=GROUPS,
         pairs=pairs,
@@ -91,7 +92,7 @@ def write_page(results: Path, say: Callable[[str], None] = lambda text: None) ->
         mini_note=MINI_NOTE,
         borrowed=BORROWED.removeprefix("- \\"),
         latency_headers=LATENCY_HEADERS,
-        latency_note=latency_note(list(board.latency.values())) if board.latency else "",
+        latency_note=latency_note(list(board.latency.values())).replace("`", "") if board.latency else "",
         latency={f"latency/{name}": latency_cells(record, machines) for name, record in board.latency.items()},
     )
     path = results / "index.html"
