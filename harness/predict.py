@@ -34,6 +34,7 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
     "danetqa": ("passage", "question"),
     "rucos": ("passage", "query", "entities"),
 }
+GAP = "@placeholder"  # what RuCoS's query has in place of the entity
 # Columns that no prompt shows.
 _UNSHOWN: Mapping[str, Any] = {
     **dict.fromkeys(("start1", "end1", "start2", "end2", "span1_index", "span2_index"), 0),
@@ -149,9 +150,8 @@ def make_document(task: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     if missing:
         raise UserError(f"{task} needs {_options(missing)}", f"it takes {_options(FIELDS[task])}")
     if task == "rucos":
-        parts = [part.strip() for part in str(given["entities"]).split(";")]
-        given["entities"] = tuple(dict.fromkeys(part for part in parts if part))
-        if len(given["entities"]) < 2 or "@placeholder" not in str(given["query"]):
+        given["entities"] = split_entities(str(given["entities"]))
+        if len(given["entities"]) < 2 or GAP not in str(given["query"]):
             raise UserError(
                 "rucos needs a gap and two or more entities",
                 "write @placeholder in --query, and --entities 'Москва; Лондон'",
@@ -166,6 +166,12 @@ def make_document(task: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"{task}: --{first['loc'][0]}: {first['msg']}", "see rsg-harness predict --help") from error
+
+
+def split_entities(text: str) -> tuple[str, ...]:
+    """RuCoS's choices, written with semicolons between them, each once."""
+    parts = [part.strip() for part in text.split(";")]
+    return tuple(dict.fromkeys(part for part in parts if part))
 
 
 def _options(names: Sequence[str]) -> str:

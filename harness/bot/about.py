@@ -9,6 +9,7 @@ from harness.data.official import DIRECTORIES as TASK_NAMES
 from harness.errors import UserError
 from harness.predict import Predictor
 from harness.reports.leaderboard_rows import Row, build_leaderboard
+from harness.reports.tables import estimate_text
 
 
 def leaderboard_row(predictor: Predictor, results: Path) -> Row | None:
@@ -39,21 +40,12 @@ def describe(predictor: Predictor, row: Row | None, language: str) -> str:
     if row is not None and row.mean is not None:
         limit = say(language, "limit", limit=row.data.limit) if row.data.limit else ""
         data = say(language, "data", source=say(language, row.data.source), limit=limit)
-        if row.score is not None:
-            head = say(language, "score", data=data, score=_points(row.score, row.score_stderr))
-        else:
-            head = say(
-                language, "partial_score", data=data, count=len(row.tasks), score=_points(row.mean, row.mean_stderr)
-            )
-        tasks = [f"{TASK_NAMES[name]}: {_points(task.score, task.stderr)}" for name, task in row.tasks.items()]
+        score = estimate_text(row.mean, row.mean_stderr)  # of all nine tasks the mean is the score
+        key = "partial_score" if row.score is None else "score"
+        head = say(language, key, data=data, count=len(row.tasks), score=score)
+        tasks = [f"{TASK_NAMES[name]}: {estimate_text(task.score, task.stderr)}" for name, task in row.tasks.items()]
         figures = "\n".join([head, "", *tasks])
     return say(
         language, "model", name=predictor.model.name, backend=info.name, weights=info.weights,
         execution=info.execution, device=info.device, dtype=info.dtype, figures=figures,
     )  # fmt: skip
-
-
-def _points(value: float | None, stderr: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{100 * value:.1f}" + (f" ± {100 * stderr:.1f}" if stderr is not None else "")

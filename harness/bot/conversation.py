@@ -15,7 +15,7 @@ from harness.bot.store import Dialogue, NameTaken, Store, Turn
 from harness.bot.texts import CHOICES, TASKS, choice_name, language_of, say
 from harness.data import LABELS, cached_split
 from harness.data.official import DIRECTORIES as TASK_NAMES
-from harness.predict import FIELDS, Answer
+from harness.predict import FIELDS, GAP, Answer, split_entities
 
 MAX_CHARACTERS = 4000  # of a field, a question, a message
 MAX_NAME = 64
@@ -23,7 +23,6 @@ MAX_DIALOGUES = 50  # of a user
 REMINDED_TURNS = 5
 SHOWN_CHOICES = 6
 BAR_CELLS = 10
-GAP = "@placeholder"
 
 _ALIASES = {"get_dialogues": "dialogues", "get_dialogue": "open_dialogue"}
 
@@ -370,7 +369,7 @@ def _problem(task: str, field: str, value: str) -> str | None:
         return "ask"
     if task == "rucos" and field == "query" and GAP not in value:
         return "placeholder"
-    if task == "rucos" and field == "entities" and len({part.strip() for part in value.split(";")} - {""}) < 2:
+    if task == "rucos" and field == "entities" and len(split_entities(value)) < 2:
         return "entities"
     return None
 

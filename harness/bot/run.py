@@ -55,13 +55,12 @@ def run_bot(options: BotOptions, say: Callable[[str], None] = lambda text: None)
         _log_without(token)
     store = Store(options.store or cache_dir() / "bot" / ("console.sqlite" if options.console else "bot.sqlite"))
     try:
-        asyncio.run(_serve(options, token, allowed, store, _predictor(options, say), say))
+        predictor = Predictor(
+            options.model, options.backend, options.backend_args, options.execution, options.dtype, say
+        )
+        asyncio.run(_serve(options, token, allowed, store, predictor, say))
     finally:
         store.close()
-
-
-def _predictor(options: BotOptions, say: Callable[[str], None]) -> Predictor:
-    return Predictor(options.model, options.backend, options.backend_args, options.execution, options.dtype, say)
 
 
 async def _serve(

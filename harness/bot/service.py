@@ -107,7 +107,7 @@ class Service:
             except Stopped:
                 refusal = say(language, "stopping")
         if refusal is not None:
-            await self._finish(event, replies, (Message(refusal),))
+            await self._deliver(event, replies, await self._note(event, refusal))
             return
         self._asked[event.user].append(time.monotonic())
         task = asyncio.create_task(self._answer(event, outcome.job, ticket, replies))
@@ -200,10 +200,6 @@ class Service:
         messages = (Message(text),)
         await self.on_disk(self._store.set_reply, event.update, _dump(messages))
         return messages
-
-    async def _finish(self, event: Event, replies: Replies, messages: tuple[Message, ...]) -> None:
-        await self.on_disk(self._store.set_reply, event.update, _dump(messages))
-        await self._deliver(event, replies, messages)
 
     async def _deliver(self, event: Event, replies: Replies, messages: Sequence[Message]) -> None:
         for message in messages:

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import threading
 import time
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -236,10 +237,14 @@ class ModelWorker:
         """Tokens of the dialogue with as many of its last turns as the model's context and patience hold."""
         tokenizer = self.predictor.backend.tokenizer
         room = min(self.predictor.backend.info.context_length - self._new_tokens, HISTORY_TOKENS)
-        for start in range(len(job.history) + 1):
-            tokens = self._encode(job.history[start:], job.question)
-            if len(tokens) <= room:
-                return tokens
+
+        def fits(start: int) -> bool:
+            return len(self._encode(job.history[start:], job.question)) <= room
+
+        first = bisect_left(range(len(job.history) + 1), True, key=fits)
+        tokens = self._encode(job.history[first:], job.question)
+        if len(tokens) <= room:
+            return tokens
         head = [tokenizer.bos_token_id] if tokens[0] == tokenizer.bos_token_id else []
         return head + tokens[len(tokens) - room + len(head) :]  # the question alone is longer: its end counts
 
