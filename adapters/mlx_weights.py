@@ -343,7 +343,8 @@ def describe_weights(model_dir: Path, stored: str | None = None) -> str:
     mode = quantization.get("mode", "affine")
     # mlx-lm's mixed recipes name every matrix, ours those with more bits.
     others = {entry["bits"] for entry in quantization.values() if isinstance(entry, dict)} - {quantization["bits"]}
-    bits = " and ".join(f"{found}" for found in (quantization["bits"], *sorted(others)))
+    *lower, highest = (f"{found}" for found in (quantization["bits"], *sorted(others)))
+    bits = f"{', '.join(lower)} and {highest}" if lower else highest
     return f"{bits}-bit, group size {quantization['group_size']}{'' if mode == 'affine' else ', ' + mode}"
 
 

@@ -281,7 +281,7 @@ def _add_quantize(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--method",
         default="plain",
         metavar="NAME",
-        help="plain (default); sensitivity: 8 bits for the layers whose rounding moves the model's answers most; "
+        help="plain (default); sensitivity: more bits for the parts whose rounding moves the model's answers most; "
         "dwq, awq: learned by mlx-lm from texts",
     )
     quantize.add_argument(

@@ -11,7 +11,8 @@ import functools
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,7 @@ from harness.checkpoint import read_checkpoint, write_merged
 from harness.errors import UserError, nearest_hint
 from harness.evaluation.options import Progress
 from harness.models import LocalModel, default_model, resolve_model
-from harness.quantization.mixing import HIGH_BITS, Part, average_bits, choose_raised
+from harness.quantization.mixing import Part, average_bits, choose_bits
 from harness.quiet import quiet_libraries
 
 if TYPE_CHECKING:
@@ -116,10 +117,10 @@ def quantize(
         calibration = _calibration(options, model, bits, group_size)
         what = f"{bits} bits by {options.method}, group size {group_size}"
     elif options.method == "sensitivity":
-        parts, raised = _measure(options, model, name, bits, group_size, say, progress)
-        predicate = _raising(raised, group_size)
-        measured = _sensitivity_text(parts, raised)
-        what = f"{bits} bits, {len(raised)} of {len(parts)} parts {HIGH_BITS} bits, group size {group_size}"
+        parts, part_bits = _measure(options, model, name, bits, group_size, say, progress)
+        predicate = _raising(parts, part_bits, bits, group_size)
+        measured = _sensitivity_text(parts, part_bits)
+        what = f"{_counts(part_bits)}, group size {group_size}"
     say(f"quantising {model.name} to {what}")
     try:
         options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -179,13 +180,14 @@ def _measure(
     group_size: int,
     say: Callable[[str], None],
     progress: Progress | None,
-) -> tuple[list[Part], list[Part]]:
-    """All parts with their sensitivity, and those that get more bits.
+) -> tuple[list[Part], dict[str, int]]:
+    """All parts with their sensitivity, and the bits of each by its name.
 
     Raises:
         UserError: fewer bits asked for than the low ones take.
     """
-    lowest = average_bits([Part("", (), 1, 0.0)], [], bits, group_size)
+    one = Part("", (), 1, 0.0)
+    lowest = average_bits([one], {one.name: bits}, group_size)
     if options.target_bits < lowest:
         raise UserError(
             f"--target-bits {options.target_bits} is less than {bits} bits with their scales take",
@@ -197,21 +199,32 @@ def _measure(
     parts = measure_sensitivity(
         name, bits, group_size, options.data, progress or (lambda what, total: lambda done: None)
     )
-    raised = choose_raised(parts, bits, group_size, options.target_bits)
+    chosen = choose_bits(parts, bits, group_size, options.target_bits)
     for part in sorted(parts, key=lambda part: -part.divergence)[:5]:
-        say(f"{part.name}: KL {part.divergence:.4f} at {bits} bits{', raised' if part in raised else ''}")
-    return parts, raised
+        say(f"{part.name}: KL {part.divergence:.4f} at {bits} bits, gets {chosen[part.name]}")
+    return parts, chosen
 
 
-def _raising(raised: Sequence[Part], group_size: int) -> Callable[[str, Any], bool | dict[str, Any]]:
-    """mlx_lm's quant_predicate: more bits for the matrices of these parts."""
-    matrices = {matrix for part in raised for matrix in part.matrices}
-    high = {"group_size": group_size, "bits": HIGH_BITS, "mode": "affine"}
-    return lambda path, module: dict(high) if path in matrices else True
+def _raising(
+    parts: Sequence[Part], part_bits: Mapping[str, int], bits: int, group_size: int
+) -> Callable[[str, Any], bool | dict[str, Any]]:
+    """mlx_lm's quant_predicate: more than the usual `bits` for the matrices of some parts."""
+    raised = {
+        matrix: {"group_size": group_size, "bits": part_bits[part.name], "mode": "affine"}
+        for part in parts
+        for matrix in part.matrices
+        if part_bits[part.name] > bits
+    }
+    return lambda path, module: raised.get(path, True)
 
 
-def _sensitivity_text(parts: Sequence[Part], raised: Sequence[Part]) -> str:
-    rows = [{**dataclasses.asdict(part), "raised": part in raised} for part in parts]
+def _counts(part_bits: Mapping[str, int]) -> str:
+    counts = Counter(part_bits.values())
+    return ", ".join(f"{counts[bits]} parts {bits} bits" for bits in sorted(counts))
+
+
+def _sensitivity_text(parts: Sequence[Part], part_bits: Mapping[str, int]) -> str:
+    rows = [{**dataclasses.asdict(part), "bits": part_bits[part.name]} for part in parts]
     return json.dumps(rows, ensure_ascii=False, indent=1) + "\n"
 
 
