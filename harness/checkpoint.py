@@ -185,18 +185,18 @@ def write_directory(directory: Path, contents: Mapping[str, bytes]) -> None:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def write_merged(directory: Path, source: Path, weights: str) -> None:
-    """Makes a checkpoint of a directory that holds the fused and quantised backbone of another checkpoint.
+def write_merged(directory: Path, source: Path, change: str) -> None:
+    """Makes a checkpoint of a directory that holds the fused and changed backbone of another checkpoint.
 
     Args:
         directory: config.json, model*.safetensors, tokenizer.
         source: the checkpoint that it was made from, whose heads, description and card are taken over.
-        weights: how the weights are stored, in words.
+        change: what was done to the backbone, a sentence for the card.
     """
     checkpoint = read_checkpoint(source)
     shutil.copyfile(source / HEADS, directory / HEADS)
     card = (source / "README.md").read_text(encoding="utf-8")
-    (directory / "README.md").write_text(f"{card}\nQuantised by rsg-harness: {weights}.\n", encoding="utf-8")
+    (directory / "README.md").write_text(f"{card}\n{change}\n", encoding="utf-8")
     files = {HEADS, "config.json", *(file.name for file in directory.glob("model*.safetensors"))}
     merged = checkpoint.model_copy(
         update={"adaptation": "merged", "files": {name: file_hash(directory / name) for name in sorted(files)}}

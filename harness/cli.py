@@ -45,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_predict(verbs)
     _add_quantize(verbs)
     _add_sweep(verbs)
+    _add_adapt(verbs)
     _add_bot(verbs)
     _add_verb(verbs, "tasks", _tasks, "the tasks and their prompts")
     _add_verb(verbs, "backends", _backends, "the backends, and which of them run here")
@@ -253,6 +254,7 @@ def _add_train(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "processes or machines: accelerate launch -m harness.cli train --recipe NAME",
     )
     train.add_argument("--recipe", required=True, metavar="NAME", help="a bundled recipe, or the path of a .yaml file")
+    train.add_argument("--model", metavar="NAME", help="as for run: in place of the recipe's base model")
     train.add_argument(
         "--data", default="mini", metavar="SOURCE", help="mini (default), hub, or the official archive's directory"
     )
@@ -291,6 +293,38 @@ def _add_quantize(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     quantize.add_argument(
         "--target-bits", type=float, default=5.0, metavar="N", help="for sensitivity: bits a weight (default: 5)"
     )
+
+
+def _add_adapt(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    adapt = _add_verb(
+        verbs,
+        "adapt",
+        _adapt,
+        "fit a model's vocabulary to Russian",
+        "Extends a model's vocabulary with Russian tokens, drops the tokens that texts do not use, or both, and "
+        "measures what that changed.",
+    )
+    adapt.add_argument("--model", default="embedded", metavar="NAME", help="as for run; default: embedded")
+    adapt.add_argument(
+        "--corpus",
+        action="append",
+        default=[],
+        metavar="TEXTS",
+        help="a file, a directory, hub:NAME or rsg (train texts of --data); repeatable, the first one is measured on",
+    )
+    adapt.add_argument("--analyse", action="store_true", help="only tell what a vocabulary would save")
+    adapt.add_argument("--new-tokens", type=int, default=0, metavar="N", help="learn this many from the corpora")
+    adapt.add_argument("--prune", action="store_true", help="drop tokens that the corpora do not use")
+    adapt.add_argument(
+        "--min-count", type=int, default=1, metavar="N", help="of --prune: keep what is used so often (default: 1)"
+    )
+    adapt.add_argument(
+        "--row-steps", type=int, default=0, metavar="N", help="pre-training of the new tokens' rows (default: 0)"
+    )
+    adapt.add_argument("--lora-steps", type=int, default=0, metavar="N", help="then, of LoRA with them (default: 0)")
+    adapt.add_argument("--data", default="mini", metavar="SOURCE", help="as for run: whose train texts `rsg` means")
+    adapt.add_argument("--output", type=Path, metavar="DIR", help="where to; needed without --analyse")
+    adapt.add_argument("--resume", action="store_true", help="go on with the unfinished pre-training to --output")
 
 
 def _add_bot(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -336,6 +370,27 @@ def _progress_bars() -> Iterator[Callable[[str, int], Callable[[int], object]]]:
             scoring = what == "scoring"
             unit = " tok" if scoring else ""
             return bars.enter_context(tqdm(total=total, desc=what, unit=unit, unit_scale=scoring, disable=False)).update
+
+        yield start
+
+
+@contextlib.contextmanager
+def _training_bar() -> Iterator[Callable[[int], Callable[[int, str], None]]]:
+    """Gives a function that starts a bar of so many steps, with a text beside."""
+    from tqdm import tqdm
+
+    with contextlib.ExitStack() as bars:
+
+        def start(steps: int) -> Callable[[int, str], None]:
+            bar = bars.enter_context(tqdm(total=steps, desc="training", unit=" step", disable=False))
+
+            def show(step: int, text: str) -> None:
+                bar.set_postfix_str(text, refresh=False)
+                if bar.n == 0 and step:
+                    bar.initial = step  # resumed: the time left is reckoned from the steps of this process
+                bar.update(step - bar.n)
+
+            return show
 
         yield start
 
@@ -406,20 +461,8 @@ def _train(args: argparse.Namespace) -> None:
 
     from harness.training.train import TrainOptions, train
 
-    options = TrainOptions(args.recipe, args.data, args.output, args.resume, args.command)
-    with contextlib.ExitStack() as bars:
-
-        def progress(steps: int) -> Callable[[int, str], None]:
-            bar = bars.enter_context(tqdm(total=steps, desc="training", unit=" step", disable=False))
-
-            def show(step: int, text: str) -> None:
-                bar.set_postfix_str(text, refresh=False)
-                if bar.n == 0 and step:
-                    bar.initial = step  # resumed: the time left is reckoned from the steps of this process
-                bar.update(step - bar.n)
-
-            return show
-
+    options = TrainOptions(args.recipe, args.data, args.output, args.resume, args.command, args.model)
+    with _training_bar() as progress:
         directory = train(options, lambda text: tqdm.write(text, file=sys.stderr), progress)
     print(f"checkpoint: {directory}")
 
@@ -456,6 +499,34 @@ def _bot(args: argparse.Namespace) -> None:
     )
     with contextlib.suppress(KeyboardInterrupt):  # how one leaves the console
         run_bot(options, _say)
+
+
+def _adapt(args: argparse.Namespace) -> None:
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    from harness.adaptation.adapt import AdaptOptions, adapt, analyse, before_and_after
+    from harness.adaptation.pretrain import Pretraining
+
+    options = AdaptOptions(
+        corpora=tuple(args.corpus),
+        model=args.model,
+        output=args.output,
+        new_tokens=args.new_tokens,
+        prune=args.prune,
+        min_count=args.min_count,
+        data=args.data,
+        training=Pretraining(row_steps=args.row_steps, lora_steps=args.lora_steps),
+        resume=args.resume,
+        command=args.command,
+    )
+    if args.analyse:
+        print(analyse(options, _say))
+        return
+    if args.output is None:
+        raise UserError("no --output", "name a directory for the adapted model, or give --analyse")
+    with _progress_bars() as progress, _training_bar() as training_bar:
+        adapted = adapt(options, _say, progress, training_bar)
+    print(before_and_after(adapted))
+    print(f"model: {adapted.directory}")
 
 
 def _quantize(args: argparse.Namespace) -> None:

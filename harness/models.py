@@ -133,7 +133,7 @@ def _from_checkpoint(directory: Path, say: Callable[[str], None]) -> LocalModel:
     """The checkpoint's changes fused into its base model, once."""
     checkpoint = read_checkpoint(directory)
     if checkpoint.adaptation == "merged":
-        whole = _checked(directory, checkpoint.name, f"{checkpoint.name} on {checkpoint.base.origin}, quantised")
+        whole = _checked(directory, checkpoint.name, f"{checkpoint.name} on {checkpoint.base.origin}, changed")
         return dataclasses.replace(whole, checkpoint=directory)
     base = resolve_model(checkpoint.base.model, say)
     # A converted file's configuration names the library that wrote it, so the origin, with its hash, counts as well.

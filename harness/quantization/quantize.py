@@ -152,7 +152,8 @@ def quantize(
             (result / SENSITIVITY).write_text(measured, encoding="utf-8")
         after, weights = stored_bytes(result), parameter_count(result)
         if model.checkpoint is not None:
-            write_merged(result, model.checkpoint, f"{what}, {8 * after / weights:.2f} bits a weight")
+            bits_per_weight = f"{8 * after / weights:.2f} bits a weight"
+            write_merged(result, model.checkpoint, f"Quantised by rsg-harness: {what}, {bits_per_weight}.")
         result.rename(options.output)
     except OSError as error:
         raise UserError(f"cannot write {options.output}: {error.strerror}", "free some space") from error

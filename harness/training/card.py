@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-_NOTICE = (
+NOTICE = (
     "Gemma is provided under and subject to the Gemma Terms of Use found at https://ai.google.dev/gemma/terms. "
-    "This checkpoint is a Model Derivative of Gemma: the weights here were modified by training, as described below, "
+    "This checkpoint is a Model Derivative of Gemma: the weights here were modified, as described below, "
     "and their use is bound by the same terms and by the Gemma Prohibited Use Policy "
     "(https://ai.google.dev/gemma/prohibited_use_policy)."
 )
@@ -43,7 +43,7 @@ def model_card(description: Mapping[str, Any]) -> str:
             f"A multitask model for Russian SuperGLUE: {description['base'].origin} with {changed}, and a head for "
             "each task on the hidden state of the prompt's last token.",
             "",
-            _NOTICE,
+            NOTICE,
             "",
             "Use it with rsg-harness:",
             "",

@@ -24,7 +24,7 @@ from harness.heads import HeadLayout
 from harness.quiet import quiet_libraries
 from harness.scoring.packing import PackedBatch, PackedSequence, stack
 from harness.training.frozen_norm import replace_frozen_norms
-from harness.training.recipe import Recipe
+from harness.training.recipe import LoraRecipe, Recipe
 
 # Positions projected to the whole vocabulary at a time: 128 rows of 262,144 logits are 128 MB in float32.
 POSITION_CHUNK = 128
@@ -269,28 +269,34 @@ def build_model(
         upper = list(range(recipe.frozen_layers, layers))
         wrapper = None
         if upper and recipe.lora is not None:
-            from peft import LoraConfig, get_peft_model
-
-            wrapper = get_peft_model(
-                language_model,
-                LoraConfig(
-                    r=recipe.lora.rank,
-                    lora_alpha=recipe.lora.alpha,
-                    lora_dropout=recipe.lora.dropout,
-                    target_modules=list(recipe.lora.targets),
-                    layers_to_transform=upper,
-                    layers_pattern="layers",
-                ),
-            )
+            wrapper = add_lora(language_model, recipe.lora, upper, dtype)
         elif upper:
             for number in upper:
                 language_model.model.layers[number].float().requires_grad_(True)
-        for module in language_model.modules():
-            if hasattr(module, "cast_input_dtype_enabled"):
-                # Autocast brings inputs and weights to one type; peft would first widen every input to float32.
-                module.cast_input_dtype_enabled = dtype is torch.float32
         replace_frozen_norms(language_model.model.layers[recipe.frozen_layers :])
     return MultitaskModel(language_model, recipe.frozen_layers, layout).to(device), wrapper
+
+
+def add_lora(language_model: Any, lora: LoraRecipe, layers: Sequence[int], dtype: torch.dtype) -> Any:
+    """Puts LoRA matrices into these layers, to be trained under autocast to `dtype`. Gives peft's wrapper."""
+    from peft import LoraConfig, get_peft_model
+
+    wrapper = get_peft_model(
+        language_model,
+        LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=list(lora.targets),
+            layers_to_transform=list(layers),
+            layers_pattern="layers",
+        ),
+    )
+    for module in language_model.modules():
+        if hasattr(module, "cast_input_dtype_enabled"):
+            # Autocast brings inputs and weights to one type; peft would first widen every input to float32.
+            module.cast_input_dtype_enabled = dtype is torch.float32
+    return wrapper
 
 
 def trained_parameters(model: MultitaskModel, recipe: Recipe) -> dict[str, nn.Parameter]:

@@ -42,6 +42,7 @@ class TrainOptions:
     output: Path | None = None
     resume: bool = False
     command: str = "rsg-harness train"
+    model: str | None = None  # in place of the recipe's
 
 
 def train(
@@ -63,6 +64,8 @@ def train(
         UserError: anything that the user can mend. The best checkpoint and the latest state stay for --resume.
     """
     recipe = load_recipe(options.recipe)
+    if options.model is not None:
+        recipe = recipe.model_copy(update={"model": options.model})
     output = options.output or KEPT_CHECKPOINTS / f"{Path(options.recipe).stem}-rsg"
     # accelerate takes each of several processes without a CUDA device for a single one, unless it is told this.
     on_cpus = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available()

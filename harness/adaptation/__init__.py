@@ -1,0 +1,1 @@
+"""A model's vocabulary made to fit Russian: measured, extended, pruned."""

@@ -1,0 +1,73 @@
+"""A model directory with another vocabulary: tokenizer and matrix rewritten, everything else as it was."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from adapters.mlx_weights import TOKENIZER_FILES, read_config
+from harness.errors import UserError
+from harness.quiet import quiet_libraries
+
+_ID_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id")
+
+
+def write_model(
+    source: Path, target: Path, tokenizer: Mapping[str, Any], kept: Sequence[int], runs: Sequence[Sequence[int]]
+) -> None:
+    """Writes the model with the rows of the kept tokens, and one row for each new token.
+
+    A new row starts at the mean of the rows of the tokens that it stands for. Input and output rows are one matrix in
+    Gemma-3, before and after.
+
+    Args:
+        source: transformers directory.
+        target: an existing empty directory.
+        tokenizer: the new tokenizer.json; its ids are the kept ones in their old order, then the new tokens.
+        kept: old ids, ascending.
+        runs: for each new token the old ids that it stands for.
+
+    Raises:
+        UserError: a model whose output rows are a matrix of their own.
+    """
+    import torch
+    from transformers import Gemma3ForCausalLM
+
+    if read_config(source).get("tie_word_embeddings") is False:
+        raise UserError(f"{source} has separate output embeddings", "Gemma-3 has one matrix for both; use such a model")
+    with quiet_libraries():
+        model: Any = Gemma3ForCausalLM.from_pretrained(source, dtype="auto")
+        embedding = model.get_input_embeddings()
+        old = embedding.weight.detach()
+        means = [old[list(run)].float().mean(0).to(old.dtype) for run in runs]
+        rows = torch.cat([old[list(kept)], *([torch.stack(means)] if means else [])])
+        embedding.weight = torch.nn.Parameter(rows)
+        embedding.num_embeddings = len(rows)
+        model.tie_weights()
+        model.config.vocab_size = len(rows)
+        new_ids = {number: place for place, number in enumerate(kept)}
+        for config in (model.config, model.generation_config):
+            for key in _ID_KEYS:
+                if (found := getattr(config, key, None)) is not None:
+                    setattr(config, key, _renumbered(found, new_ids))
+        model.save_pretrained(target)
+    (target / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
+    for file in source.iterdir():
+        if file.name.startswith(TOKENIZER_FILES) and not (target / file.name).exists():
+            shutil.copyfile(file, target / file.name)
+    _use_as_it_stands(target / "tokenizer_config.json")
+
+
+def _renumbered(found: int | list[int], new_ids: Mapping[int, int]) -> int | list[int]:
+    return [new_ids[number] for number in found] if isinstance(found, list) else new_ids[found]
+
+
+def _use_as_it_stands(path: Path) -> None:
+    """Names the class that reads tokenizer.json as it is; Gemma's own builds it anew from its vocabulary."""
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    settings.pop("added_tokens_decoder", None)  # old ids; tokenizer.json has the new ones
+    path.write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

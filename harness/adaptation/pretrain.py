@@ -1,0 +1,194 @@
+"""Short continued pre-training of a model with new tokens: their rows alone, then LoRA with them.
+
+Rows of old tokens and the layers' own weights never change; LoRA is added to the layers in the end. Texts are packed:
+one after the other with a BOS between them, cut into sequences of one length.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+from adapters.torch_backend import load_tokenizer, pick_device, pick_dtype
+from harness.errors import UserError
+from harness.quiet import quiet_libraries
+from harness.training.frozen_norm import replace_frozen_norms
+from harness.training.model import add_lora
+from harness.training.recipe import LoraRecipe
+from harness.training.state import load_state, save_state
+
+# Positions projected to the vocabulary at a time; their logits are computed again in the backward pass.
+_POSITIONS = 256
+_SAVE_EVERY = 25
+_WARMUP_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """How long and how fast. A step is one batch."""
+
+    row_steps: int = 0  # in which only the new rows learn
+    lora_steps: int = 0  # after them, in which LoRA learns too
+    batch_tokens: int = 2048
+    sequence_tokens: int = 256
+    row_learning_rate: float = 2e-3
+    lora_learning_rate: float = 2e-4
+    max_gradient_norm: float = 1.0
+    seed: int = 1234
+
+    @property
+    def steps(self) -> int:
+        return self.row_steps + self.lora_steps
+
+
+def pack_texts(encoded: Sequence[Sequence[int]], length: int) -> np.ndarray:
+    """Token ids of texts, each with its BOS, as rows of one length, int64 [rows, length]. What is left over is dropped.
+
+    Raises:
+        UserError: less text than one row.
+    """
+    flat = np.array([token for tokens in encoded for token in tokens], dtype=np.int64)
+    rows = len(flat) // length
+    if not rows:
+        raise UserError(f"the corpus has {len(flat)} tokens, fewer than one sequence of {length}", "give more text")
+    return flat[: rows * length].reshape(rows, length)
+
+
+def pretrain(
+    model_dir: Path,
+    first_new: int,
+    texts: Sequence[str],
+    plan: Pretraining,
+    work: Path,
+    progress: Callable[[int], Callable[[int, str], None]],
+) -> None:
+    """Trains the model in its directory and writes it there, whole.
+
+    Args:
+        model_dir: from `write_model`.
+        first_new: id of the first new token.
+        texts: to learn from.
+        plan: steps and rates.
+        work: for states to resume from.
+        progress: called with the number of steps; gives a function to call with (step, text to show beside).
+
+    Raises:
+        UserError: too little text, a loss that is not finite, a full disk.
+    """
+    tokenizer = load_tokenizer(model_dir)
+    order = list(texts)
+    random.Random(plan.seed).shuffle(order)
+    rows = pack_texts(tokenizer(order).input_ids, plan.sequence_tokens)
+    device = torch.device(pick_device("auto"))
+    dtype = pick_dtype("auto", device.type)
+    torch.manual_seed(plan.seed)
+    with quiet_libraries():
+        model: Any = Gemma3ForCausalLM.from_pretrained(model_dir, dtype=dtype).requires_grad_(False)
+    trained = Rows(model.to(device), first_new, dtype)
+    wrapper = add_lora(model, LoraRecipe(), range(len(model.model.layers)), dtype) if plan.lora_steps else None
+    lora = {name: part for name, part in wrapper.named_parameters() if "lora_" in name} if wrapper else {}
+    state = {"rows": trained.rows, **lora}
+    replace_frozen_norms(model.model.layers)
+    optimiser = torch.optim.AdamW(
+        [
+            {"params": [trained.rows], "peak": plan.row_learning_rate},
+            {"params": list(lora.values()), "peak": plan.lora_learning_rate},
+        ],
+        lr=plan.row_learning_rate,
+        weight_decay=0.0,
+    )
+    done = load_state(work, state, optimiser)
+    show = progress(plan.steps)
+    show(done.step, "")
+    started = time.monotonic() - done.seconds
+    per_step = max(1, plan.batch_tokens // plan.sequence_tokens)
+    while done.step < plan.steps:
+        batch = rows[np.arange(done.step * per_step, (done.step + 1) * per_step) % len(rows)]
+        if wrapper is not None:
+            (wrapper.enable_adapter_layers if done.step >= plan.row_steps else wrapper.disable_adapter_layers)()
+        for group in optimiser.param_groups:
+            group["lr"] = group["peak"] * _rate_share(done.step, plan)
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not torch.float32):
+            loss = trained.loss(torch.from_numpy(batch).to(device))
+        if not torch.isfinite(loss):
+            raise UserError(f"the loss is {loss.item()} at step {done.step + 1}", "train for fewer steps, or report it")
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(
+            [parameter for parameter in state.values() if parameter.requires_grad], plan.max_gradient_norm
+        )
+        optimiser.step()
+        done.step += 1
+        done.seconds = time.monotonic() - started
+        show(done.step, f"loss {loss.item():.3f}")
+        if done.step % _SAVE_EVERY == 0 or done.step == plan.steps:
+            save_state(work, done, state, optimiser)
+    trained.write(model_dir, wrapper)
+
+
+def _rate_share(step: int, plan: Pretraining) -> float:
+    """A warm-up and a linear decay in each of the two phases."""
+    start, steps = (0, plan.row_steps) if step < plan.row_steps else (plan.row_steps, plan.lora_steps)
+    place = step - start + 1
+    warmup = max(1, round(_WARMUP_SHARE * steps))
+    return min(place / warmup, (steps - place + 1) / max(1, steps - warmup))
+
+
+class Rows:
+    """The model with its new rows as a parameter of their own, in float32."""
+
+    def __init__(self, model: Any, first_new: int, dtype: torch.dtype) -> None:
+        self.model = model
+        self.first = first_new
+        matrix = model.get_input_embeddings().weight.detach()
+        self.old = matrix[:first_new]
+        self.rows = torch.nn.Parameter(matrix[first_new:].float())
+        self.dtype = dtype
+        self.scale = float(model.get_input_embeddings().scalar_embed_scale)
+
+    def loss(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Mean cross-entropy of the next token, in nats. `tokens`: int64 [rows, length]."""
+        is_new = (tokens >= self.first).unsqueeze(-1)
+        old = functional.embedding(tokens.clamp(max=self.first - 1), self.old)
+        new = functional.embedding((tokens - self.first).clamp(min=0), self.rows).to(self.dtype)
+        embedded = torch.where(is_new, new, old) * torch.tensor(self.scale, dtype=self.dtype)
+        states = self.model.model(inputs_embeds=embedded, use_cache=False).last_hidden_state
+        states, wanted = states[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
+        losses = [
+            checkpoint(self._loss_sum, some, targets, self.rows, use_reentrant=False)
+            for some, targets in zip(states.split(_POSITIONS), wanted.split(_POSITIONS), strict=True)
+        ]
+        return torch.stack(losses).sum() / len(wanted)
+
+    def _loss_sum(self, states: torch.Tensor, wanted: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        logits = torch.cat(
+            [functional.linear(states, self.old), functional.linear(states, rows.to(self.dtype))], dim=-1
+        )
+        return functional.cross_entropy(logits.float(), wanted, reduction="sum")
+
+    @torch.no_grad()
+    def write(self, model_dir: Path, wrapper: Any) -> None:
+        """The trained model in place of the one that was read, in the type that it was stored in.
+
+        Args:
+            model_dir: where to.
+            wrapper: peft's, whose LoRA is added to the layers; or None.
+        """
+        stored = Gemma3TextConfig.from_pretrained(model_dir).dtype
+        with quiet_libraries():
+            model = self.model.float()
+            model.get_input_embeddings().weight[self.first :] = self.rows
+            if wrapper is not None:
+                wrapper.enable_adapter_layers()
+                model = wrapper.merge_and_unload()
+            model.to(stored).save_pretrained(model_dir)

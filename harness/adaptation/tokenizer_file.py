@@ -1,0 +1,156 @@
+"""tokenizer.json of a SentencePiece-like byte-pair encoding (Gemma's): read, pruned, extended.
+
+Such a tokenizer writes spaces as "▁", starts from single characters, and again and again joins the pair of neighbours
+that stands first in its list of merges; characters that it does not know become bytes.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UserError
+
+SPACE = "▁"
+_BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
+_UNUSED = re.compile(r"<unused\d+>")
+_ALWAYS = re.compile(r"▁?[\x21-\x7eА-Яа-яЁё«»—–…№\n\t▁]")
+# Pieces of a vocabulary that a merge may not cross: whole Cyrillic words and parts of them.
+CYRILLIC_PIECE = re.compile(f"{SPACE}?[А-Яа-яЁё]+")
+
+
+def read_tokenizer(model_dir: Path) -> dict[str, Any]:
+    """The parsed tokenizer.json.
+
+    Raises:
+        UserError: not readable, or not of this kind.
+    """
+    path = model_dir / "tokenizer.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}", "copy the model anew") from error
+    problem = _problem(content)
+    if problem:
+        raise UserError(
+            f"{path}: {problem}", "adapt works on tokenizers like Gemma's: SentencePiece-like BPE with byte fallback"
+        )
+    return content
+
+
+def _problem(content: Mapping[str, Any]) -> str | None:
+    """What keeps a tokenizer from being like Gemma's."""
+    model = content.get("model") or {}
+    if model.get("type") != "BPE":
+        return f"a {model.get('type')} tokenizer, not BPE"
+    if not model.get("byte_fallback") or any(byte not in model["vocab"] for byte in _BYTES):
+        return "no byte fallback"
+    if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix") or model.get("dropout"):
+        return "a BPE with prefixes, suffixes or dropout"
+    normalizer = content.get("normalizer") or {}
+    if normalizer.get("type") != "Replace" or normalizer.get("content") != SPACE:
+        return f'spaces are not written as "{SPACE}"'
+    return None
+
+
+def merge_pairs(tokenizer: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The merges in their order; older files write a pair as one text."""
+    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in tokenizer["model"]["merges"])
+    return [(left, right) for left, right in pairs]
+
+
+def always_kept(tokenizer: Mapping[str, Any]) -> set[int]:
+    """Ids that no pruning drops.
+
+    Everything up to the last byte (special tokens and reserved ones, which so keep their ids), other added tokens but
+    `<unusedN>`, ASCII, Russian letters and marks, with and without a space before them.
+    """
+    vocabulary = tokenizer["model"]["vocab"]
+    kept = set(range(max(vocabulary[byte] for byte in _BYTES) + 1))
+    kept |= {token["id"] for token in tokenizer.get("added_tokens") or [] if not _UNUSED.fullmatch(token["content"])}
+    return kept | {number for piece, number in vocabulary.items() if _ALWAYS.fullmatch(piece)}
+
+
+def with_derivations(tokenizer: Mapping[str, Any], ids: Iterable[int]) -> set[int]:
+    """The ids and every piece that the encoding passes through on its way to one of them.
+
+    Which merges lead to a token depends on its own text alone: no merge crosses the border of a token that stands in
+    the end. So a tokenizer pruned to such a set encodes every text whose tokens are all kept as it did before.
+    """
+    vocabulary = tokenizer["model"]["vocab"]
+    pieces = {number: piece for piece, number in vocabulary.items()}
+    ranks = {pair: rank for rank, pair in enumerate(merge_pairs(tokenizer))}
+    kept = set(ids)
+    for number in list(kept):
+        kept |= {vocabulary[piece] for piece in _derivation(pieces[number], ranks) if piece in vocabulary}
+    return kept
+
+
+def _derivation(text: str, ranks: Mapping[tuple[str, str], int]) -> set[str]:
+    """All pieces that stand at some time while the text alone is encoded."""
+    parts = list(text)
+    seen = set(parts)
+    while len(parts) > 1:
+        found = [
+            (ranks[pair], place)
+            for place in range(len(parts) - 1)
+            if (pair := (parts[place], parts[place + 1])) in ranks
+        ]
+        if not found:
+            break
+        _, place = min(found)
+        parts[place : place + 2] = [parts[place] + parts[place + 1]]
+        seen.add(parts[place])
+    return seen
+
+
+def pruned(tokenizer: Mapping[str, Any], kept: Collection[int]) -> dict[str, Any]:
+    """The tokenizer with these ids alone, numbered anew in their old order.
+
+    Args:
+        tokenizer: from `read_tokenizer`.
+        kept: from `with_derivations`, `always_kept` among them.
+    """
+    new_ids = {old: new for new, old in enumerate(sorted(kept))}
+    vocabulary = {piece: new_ids[number] for piece, number in tokenizer["model"]["vocab"].items() if number in new_ids}
+    merges = [
+        [left, right]
+        for left, right in merge_pairs(tokenizer)
+        if left in vocabulary and right in vocabulary and left + right in vocabulary
+    ]
+    result = copy.deepcopy({key: value for key, value in tokenizer.items() if key not in ("model", "added_tokens")})
+    result["added_tokens"] = [
+        {**token, "id": new_ids[token["id"]]} for token in tokenizer["added_tokens"] if token["id"] in new_ids
+    ]
+    result["model"] = {**tokenizer["model"], "vocab": vocabulary, "merges": merges}
+    for special in ((result.get("post_processor") or {}).get("special_tokens") or {}).values():
+        special["ids"] = [new_ids[number] for number in special["ids"]]
+    return result
+
+
+def extended(tokenizer: Mapping[str, Any], merges: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """The tokenizer with more merges behind its own ones.
+
+    They apply where the old ones have done their work, so every new token stands for a run of old tokens, and every
+    text keeps the old tokens wherever no new one fits.
+
+    Args:
+        tokenizer: from `read_tokenizer`.
+        merges: pairs of pieces, each piece old or made by a merge before it. Two that make the same piece share its id.
+    """
+    vocabulary = dict(tokenizer["model"]["vocab"])
+    first = max([*vocabulary.values(), *(token["id"] for token in tokenizer["added_tokens"])]) + 1
+    new = dict.fromkeys(left + right for left, right in merges if left + right not in vocabulary)
+    vocabulary |= {piece: first + place for place, piece in enumerate(new)}
+    all_merges = [*(list(pair) for pair in merge_pairs(tokenizer)), *(list(pair) for pair in merges)]
+    return {**tokenizer, "model": {**tokenizer["model"], "vocab": vocabulary, "merges": all_merges}}
+
+
+def size(tokenizer: Mapping[str, Any]) -> int:
+    """Rows that the model's vocabulary matrix must have."""
+    ids = [*tokenizer["model"]["vocab"].values(), *(token["id"] for token in tokenizer["added_tokens"])]
+    return max(ids) + 1
