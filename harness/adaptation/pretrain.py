@@ -124,6 +124,7 @@ def pretrain(
             raise UserError(f"the loss is {loss.item()} at step {done.step + 1}", "train for fewer steps, or report it")
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        trained.pass_over_absent(batch)
         torch.nn.utils.clip_grad_norm_(
             [parameter for parameter in state.values() if parameter.requires_grad], plan.max_gradient_norm
         )
@@ -169,6 +170,18 @@ class Rows:
             for some, targets in zip(states.split(_POSITIONS), wanted.split(_POSITIONS), strict=True)
         ]
         return torch.stack(losses).sum() / len(wanted)
+
+    def pass_over_absent(self, batch: np.ndarray) -> None:
+        """Clears the gradient of new rows that a batch does not have, after the backward pass.
+
+        The softmax gives them one, however small, and Adam makes every gradient a step of the same size: rows that
+        are rarely seen would be driven away from where they start.
+        """
+        assert self.rows.grad is not None
+        present = np.unique(batch[batch >= self.first]) - self.first
+        mask = torch.zeros(len(self.rows), 1, device=self.rows.device)
+        mask[torch.from_numpy(present)] = 1
+        self.rows.grad *= mask
 
     def _loss_sum(self, states: torch.Tensor, wanted: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         logits = torch.cat(
