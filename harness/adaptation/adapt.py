@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import shutil
 import tempfile
@@ -19,8 +20,9 @@ from harness.adaptation import tokenizer_file
 from harness.adaptation.analyse import cost_table, count_tokens, text_use, use_table, vocabulary_cost
 from harness.adaptation.corpus import Corpus, read_corpus, russian_share, task_texts
 from harness.adaptation.likelihood import TextFigures, text_figures
-from harness.adaptation.merges import learn_merges, pieces_of
+from harness.adaptation.merges import learn_merges
 from harness.adaptation.model_files import write_model
+from harness.adaptation.new_rows import start_rows
 from harness.adaptation.pretrain import Pretraining, pretrain
 from harness.checkpoint import write_merged
 from harness.errors import UserError
@@ -70,11 +72,15 @@ class Adapted:
 
 @dataclass(frozen=True)
 class _Vocabulary:
-    """A new vocabulary: tokenizer.json, the old ids that stay, the runs of old ids that new tokens stand for."""
+    """A new vocabulary: tokenizer.json, the old ids that stay, the merges that make the new tokens."""
 
     tokenizer: dict[str, Any]
     kept: list[int]
-    runs: list[list[int]]
+    merges: list[tuple[str, str]]
+
+    @property
+    def new_tokens(self) -> int:
+        return tokenizer_file.size(self.tokenizer) - len(self.kept)
 
 
 def analyse(options: AdaptOptions, say: Callable[[str], None] = lambda text: None) -> str:
@@ -148,7 +154,8 @@ def adapt(options: AdaptOptions, say: Callable[[str], None], progress: Progress,
     except OSError as error:
         raise UserError(f"cannot write to {output.parent}: {error.strerror}", "name another --output") from error
     try:
-        write_model(model.path, scratch, new.tokenizer, new.kept, new.runs)
+        make_new = functools.partial(start_rows, tokenizer=tokenizer, merges=new.merges) if new.merges else None
+        write_model(model.path, scratch, new.tokenizer, new.kept, make_new)
         texts = corpora[0].held_out[:_SCORED_TEXTS]
         start = None
         if options.training.steps:
@@ -238,12 +245,9 @@ def _new_vocabulary(
     if not options.new_tokens:
         return _Vocabulary(tokenizer, kept, [])
     merges = learn_merges(_loaded(tokenizer), texts, options.new_tokens)
-    runs = pieces_of(tokenizer, merges)
-    ids = tokenizer["model"]["vocab"]
-    say(f"extended: {len(runs):,} new tokens, the first of them {', '.join(list(runs)[:5])}")
-    return _Vocabulary(
-        tokenizer_file.extended(tokenizer, merges), kept, [[kept[ids[piece]] for piece in run] for run in runs.values()]
-    )
+    new = _Vocabulary(tokenizer_file.extended(tokenizer, merges), kept, merges)
+    say(f"extended: {new.new_tokens:,} new tokens, the first of them {', '.join(map(''.join, merges[:5]))}")
+    return new
 
 
 def _loaded(tokenizer: Mapping[str, Any]) -> Tokenizer:
@@ -298,7 +302,7 @@ def _record(
     return {
         **_settings(options, model, corpora),
         "base_model": {"name": options.model, "origin": model.origin},
-        "rows": {"before": adapted.rows[0], "kept": len(new.kept), "new": len(new.runs)},
+        "rows": {"before": adapted.rows[0], "kept": len(new.kept), "new": new.new_tokens},
         "weights_bytes": {"before": adapted.weights_bytes[0], "after": adapted.weights_bytes[1]},
         "held_out": {name: dataclasses.asdict(found) for name, found in figures.items() if found},
         "versions": provenance.versions(),

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
+from transformers import Gemma3ForCausalLM
 
 from adapters.mlx_weights import TOKENIZER_FILES, read_config
 from harness.errors import UserError
@@ -16,34 +19,35 @@ _ID_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id")
 
 
 def write_model(
-    source: Path, target: Path, tokenizer: Mapping[str, Any], kept: Sequence[int], runs: Sequence[Sequence[int]]
+    source: Path,
+    target: Path,
+    tokenizer: Mapping[str, Any],
+    kept: Sequence[int],
+    make_new: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> None:
     """Writes the model with the rows of the kept tokens, and one row for each new token.
 
-    A new row starts at the mean of the rows of the tokens that it stands for. Input and output rows are one matrix in
-    Gemma-3, before and after.
+    Input and output rows are one matrix in Gemma-3, before and after.
 
     Args:
         source: transformers directory.
         target: an existing empty directory.
         tokenizer: the new tokenizer.json; its ids are the kept ones in their old order, then the new tokens.
         kept: old ids, ascending.
-        runs: for each new token the old ids that it stands for.
+        make_new: the old matrix -> the rows of the new tokens.
 
     Raises:
         UserError: a model whose output rows are a matrix of their own.
     """
-    import torch
-    from transformers import Gemma3ForCausalLM
-
     if read_config(source).get("tie_word_embeddings") is False:
         raise UserError(f"{source} has separate output embeddings", "Gemma-3 has one matrix for both; use such a model")
     with quiet_libraries():
         model: Any = Gemma3ForCausalLM.from_pretrained(source, dtype="auto")
         embedding = model.get_input_embeddings()
         old = embedding.weight.detach()
-        means = [old[list(run)].float().mean(0).to(old.dtype) for run in runs]
-        rows = torch.cat([old[list(kept)], *([torch.stack(means)] if means else [])])
+        rows = old[list(kept)]
+        if make_new is not None:
+            rows = torch.cat([rows, make_new(old.float()).to(old.dtype)])
         embedding.weight = torch.nn.Parameter(rows)
         embedding.num_embeddings = len(rows)
         model.tie_weights()

@@ -39,9 +39,9 @@ class Pretraining:
 
     row_steps: int = 0  # in which only the new rows learn
     lora_steps: int = 0  # after them, in which LoRA learns too
-    batch_tokens: int = 2048
+    batch_tokens: int = 1024
     sequence_tokens: int = 256
-    row_learning_rate: float = 2e-3
+    row_learning_rate: float = 1e-3
     lora_learning_rate: float = 2e-4
     max_gradient_norm: float = 1.0
     seed: int = 1234

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,29 +83,37 @@ def with_derivations(tokenizer: Mapping[str, Any], ids: Iterable[int]) -> set[in
     """
     vocabulary = tokenizer["model"]["vocab"]
     pieces = {number: piece for piece, number in vocabulary.items()}
-    ranks = {pair: rank for rank, pair in enumerate(merge_pairs(tokenizer))}
+    ranks = merge_ranks(tokenizer)
     kept = set(ids)
     for number in list(kept):
-        kept |= {vocabulary[piece] for piece in _derivation(pieces[number], ranks) if piece in vocabulary}
+        parts = list(pieces[number])
+        passed = {*parts, *(left + right for left, right in _joins(parts, ranks))}
+        kept |= {vocabulary[piece] for piece in passed if piece in vocabulary}
     return kept
 
 
-def _derivation(text: str, ranks: Mapping[tuple[str, str], int]) -> set[str]:
-    """All pieces that stand at some time while the text alone is encoded."""
-    parts = list(text)
-    seen = set(parts)
+def merge_ranks(tokenizer: Mapping[str, Any]) -> dict[tuple[str, str], int]:
+    """Pair of pieces -> its place in the list of merges."""
+    return {pair: rank for rank, pair in enumerate(merge_pairs(tokenizer))}
+
+
+def last_merge(text: str, ranks: Mapping[tuple[str, str], int]) -> tuple[str, str] | None:
+    """The two pieces that are joined last while the text alone is encoded; None if it does not become one piece."""
+    joins = list(_joins(list(text), ranks))
+    return joins[-1] if joins and "".join(joins[-1]) == text else None
+
+
+def _joins(parts: list[str], ranks: Mapping[tuple[str, str], int]) -> Iterator[tuple[str, str]]:
+    """The pairs that byte-pair encoding joins, in their order."""
+    parts = list(parts)
     while len(parts) > 1:
-        found = [
-            (ranks[pair], place)
-            for place in range(len(parts) - 1)
-            if (pair := (parts[place], parts[place + 1])) in ranks
-        ]
+        pairs = [(parts[place], parts[place + 1]) for place in range(len(parts) - 1)]
+        found = [(ranks[pair], place) for place, pair in enumerate(pairs) if pair in ranks]
         if not found:
-            break
+            return
         _, place = min(found)
-        parts[place : place + 2] = [parts[place] + parts[place + 1]]
-        seen.add(parts[place])
-    return seen
+        parts[place : place + 2] = ["".join(pairs[place])]
+        yield pairs[place]
 
 
 def pruned(tokenizer: Mapping[str, Any], kept: Collection[int]) -> dict[str, Any]:
