@@ -156,7 +156,8 @@ def adapt(options: AdaptOptions, say: Callable[[str], None], progress: Progress,
     try:
         make_new = functools.partial(start_rows, tokenizer=tokenizer, merges=new.merges) if new.merges else None
         write_model(model.path, scratch, new.tokenizer, new.kept, make_new)
-        texts = corpora[0].held_out[:_SCORED_TEXTS]
+        held_out = corpora[0].held_out
+        texts = held_out[:: -(-len(held_out) // _SCORED_TEXTS)]
         start = None
         if options.training.steps:
             start = text_figures(scratch, texts, progress)
