@@ -94,8 +94,8 @@ def pretrain(
     torch.manual_seed(plan.seed)
     with quiet_libraries():
         model: Any = Gemma3ForCausalLM.from_pretrained(model_dir, dtype=dtype).requires_grad_(False)
-    trained = Rows(model.to(device), first_new, dtype)
-    wrapper = add_lora(model, LoraRecipe(), range(len(model.model.layers)), dtype) if plan.lora_steps else None
+        trained = Rows(model.to(device), first_new, dtype)
+        wrapper = add_lora(model, LoraRecipe(), range(len(model.model.layers)), dtype) if plan.lora_steps else None
     lora = {name: part for name, part in wrapper.named_parameters() if "lora_" in name} if wrapper else {}
     state = {"rows": trained.rows, **lora}
     replace_frozen_norms(model.model.layers)
