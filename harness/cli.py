@@ -474,7 +474,9 @@ def _train(args: argparse.Namespace) -> None:
 
     from harness.training.train import TrainOptions, train
 
-    options = TrainOptions(args.recipe, args.data, args.output, args.resume, args.command)
+    options = TrainOptions(
+        args.recipe, args.data, args.output, args.resume, distilled=tuple(args.distilled), command=args.command
+    )
     with contextlib.ExitStack() as bars:
 
         def progress(steps: int) -> Callable[[int, str], None]:

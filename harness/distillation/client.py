@@ -188,7 +188,7 @@ class Teacher:
         for _ in range(_UNREADABLE_RETRIES + 1):
             content = await self._post(path, body)
             try:
-                return _read_reply(content)
+                return read_reply(content)
             except ValidationError as error:
                 unreadable = error
         first = unreadable.errors()[0]
@@ -290,7 +290,7 @@ class _Answer(_Lenient):
     usage: _Usage | None = None
 
 
-def _read_reply(content: bytes) -> Reply:
+def read_reply(content: bytes) -> Reply:
     """Reads an answer of either API.
 
     Raises:

@@ -179,16 +179,31 @@ class AnswerFile:
     """
 
     def __init__(self, directory: Path, settings: dict[str, Any], resume: bool) -> None:
-        _agree(directory, settings, resume)
         self._path = directory / ANSWERS
         try:
+            directory.mkdir(parents=True, exist_ok=True)
+            if not (directory / SETTINGS).exists() and any(directory.iterdir()):
+                raise UserError(f"{directory} is not empty, and holds no distillation", "name another --output")
             self._file = self._path.open("ab", buffering=0)
+        except OSError as error:
+            raise UserError(f"cannot write to {directory}: {error.strerror}", "name another --output") from error
+        try:
+            self._start(directory, settings, resume)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _start(self, directory: Path, settings: dict[str, Any], resume: bool) -> None:
+        try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._file.truncate(_whole_bytes(self._path))
         except BlockingIOError as error:
             raise UserError(f"another process is writing to {directory}", "wait for it, or end it") from error
-        except OSError as error:
-            raise UserError(f"cannot write {self._path}: {error.strerror}", "name another --output") from error
+        whole = _whole_bytes(self._path)
+        if whole:
+            _agree(directory, settings, resume)
+        else:  # nothing was answered yet, so whatever was asked may be asked otherwise
+            write_atomically(directory / SETTINGS, json.dumps(settings, ensure_ascii=False, indent=2) + "\n")
+        self._file.truncate(whole)
 
     def __enter__(self) -> AnswerFile:
         return self
@@ -212,23 +227,11 @@ class AnswerFile:
 
 
 def _agree(directory: Path, settings: dict[str, Any], resume: bool) -> None:
-    path = directory / SETTINGS
-    if path.exists():
-        if not resume:
-            raise UserError(f"{directory} holds a distillation", "go on with --resume, or name another --output")
-        differing = list(setting_differences(read_settings(directory), settings))
-        if differing:
-            raise UserError(
-                f"{directory} was started with other settings: {'; '.join(differing)}",
-                "repeat its settings, or name another --output",
-            )
-        return
-    if resume:
-        raise UserError(f"no distillation to resume in {directory}", "leave out --resume, or name its --output")
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        if any(directory.iterdir()):
-            raise UserError(f"{directory} is not empty, and holds no distillation", "name another --output")
-    except OSError as error:
-        raise UserError(f"cannot write to {directory}: {error.strerror}", "name another --output") from error
-    write_atomically(path, json.dumps(settings, ensure_ascii=False, indent=2) + "\n")
+    if not resume:
+        raise UserError(f"{directory} holds a distillation", "go on with --resume, or name another --output")
+    differing = list(setting_differences(read_settings(directory), settings))
+    if differing:
+        raise UserError(
+            f"{directory} was started with other settings: {'; '.join(differing)}",
+            "repeat its settings, or name another --output",
+        )

@@ -81,9 +81,9 @@ def check_options(options: DistillOptions) -> None:
     for name, value, known in (
         ("--split", options.split, ("train",)),
         ("--api", options.api, ("chat", "completions")),
-        ("--generate", options.kind, ("labels", "paraphrases", "examples")),
+        ("--generate", options.generate, ("paraphrases", "examples")),
     ):
-        if value not in known:
+        if value is not None and value not in known:
             raise UserError(f"{name} {value!r} is unknown", nearest_hint(value, known, "it takes"))
     address = urlsplit(options.endpoint)
     if address.scheme not in ("http", "https") or not address.netloc:

@@ -17,7 +17,6 @@ from harness.data.sampling import draw_shots, sample_documents
 from harness.distillation.lines import document_name
 from harness.distillation.options import DistillOptions
 from harness.evaluation.catalogue import TASK_DIR, ChosenTask
-from harness.evaluation.rendering import render_document
 
 PROMPTS_FILE = TASK_DIR / "distillation" / "prompts.yaml"
 # What a teacher writes of a document; the rest follows.
@@ -127,7 +126,7 @@ class Renderer:
             return task.doc_to_text(item.row) + own["rationale"]
         if options.api == "chat":  # whose answer cannot be begun with given words on every server
             return task.doc_to_text(item.row).rstrip()
-        return render_document(task, item.row, tokenizer=None, chat_template=False)[0].args[0]
+        return task.fewshot_context(item.row, num_fewshot=0, gen_prefix=task.doc_to_prefix(item.row))
 
 
 def _as_json(task: str, row: dict[str, Any]) -> str:

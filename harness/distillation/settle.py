@@ -14,7 +14,6 @@ from harness.distillation.generate import Unusable, read_document
 from harness.distillation.lines import DocumentLine, LabelLine, Sampling, Usage, document_hash
 from harness.distillation.prompts import Item, Renderer
 from harness.evaluation.catalogue import ChosenTask
-from harness.training.examples import right_choices
 
 
 class Settler:
@@ -51,10 +50,9 @@ class Settler:
         replies = await self._ask(prompt, logprobs)
         entities = item.row.get("entities", [])
         label = read_label(replies, words, entities, explained)
-        right = right_choices(item.task, item.row, len(words) or len(entities))
         return LabelLine(
             **self._common(item, prompt, replies, logprobs.top),
-            gold=item.row["label"] if words else [number for number, is_right in enumerate(right) if is_right],
+            gold=item.row["label"] if words else [entities.index(answer) for answer in item.row["answers"]],
             probabilities=label.probabilities,
             how=label.how,
             rest=label.rest,

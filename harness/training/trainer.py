@@ -29,7 +29,14 @@ from harness.errors import UserError
 from harness.training.evaluation import mean_figure, task_figures
 from harness.training.examples import Example
 from harness.training.frozen import FrozenStates
-from harness.training.loss import batch_loss, batch_targets, question_losses, task_weights
+from harness.training.loss import (
+    batch_loss,
+    batch_soft_labels,
+    batch_targets,
+    distilled_losses,
+    question_losses,
+    task_weights,
+)
 from harness.training.model import Inputs, MultitaskModel, make_inputs, trained_parameters
 from harness.training.recipe import Recipe
 from harness.training.schedule import make_schedule, one_epoch
@@ -223,6 +230,9 @@ class Trainer:
         scores = self._scores(task, examples)
         questions, right, count = batch_targets(examples, scores.device)
         losses = question_losses(scores, questions, right, count)
+        soft = batch_soft_labels(examples, scores.device)
+        if soft is not None:
+            losses = distilled_losses(losses, scores, soft, questions, self.recipe.distillation)
         labels = [doc.get("label", -1) for example in examples for doc in example.docs]
         log_variance = None
         if self.recipe.loss.weights == "uncertainty":
