@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import math
 import multiprocessing
 from collections import Counter
@@ -30,14 +29,14 @@ class Behaviour:
         texts: the answers, picked by the prompt's hash; {"{hash}"} in one is replaced by it.
         probability: that the said first token has; the others of `words` share the rest but a tenth.
         words: the first tokens that have a probability.
-        faults: in turn, for the first requests: 429, 500, hang, drop, garbage, half, nothing; "" for a good answer.
-        retry_after: seconds, sent with a 429.
+        faults: in turn, for the first questions: a status, hang, drop, half, garbage, nothing; "" for a good answer.
+        dead_after: questions, from which on all are met with status 500.
+        retry_after: seconds, sent with every status.
         finish: finish_reason.
         refused: pieces of prompts that are answered with status 400.
         most_logprobs: tokens a position that may be asked for.
         key: that is asked for; "" for none.
         seconds: that an answer takes.
-        repeat_key: whether a refusal repeats the key that came.
     """
 
     shape: str = "vllm"
@@ -45,13 +44,13 @@ class Behaviour:
     probability: float = 0.7
     words: tuple[str, ...] = ("да", "нет", "1", "2")
     faults: tuple[str, ...] = ()
+    dead_after: int | None = None
     retry_after: float | None = None
     finish: str = "stop"
     refused: tuple[str, ...] = ()
     most_logprobs: int = 20
     key: str = ""
     seconds: float = 0.0
-    dead_after: int | None = None  # requests, from which on everything is status 500
 
 
 @dataclass
@@ -88,7 +87,7 @@ class OpenAIServer:
 
     @property
     def bodies(self) -> list[dict[str, Any]]:
-        """All questions that came, probes included; only the first 2000 are kept."""
+        """The questions that came, probes included; only the first thousand are kept."""
         return list(self._bodies)
 
     @property
@@ -100,8 +99,8 @@ class OpenAIServer:
         return self._numbers.get("requests", 0)
 
     @property
-    def seconds_between(self) -> list[float]:
-        """When each of the kept questions came, in seconds after the first."""
+    def times(self) -> list[float]:
+        """When each of these came, in seconds of the server's clock."""
         return list(self._numbers.get("times", []))
 
 
@@ -154,9 +153,9 @@ class _Serving:
         behaviour = self._behaviour
         body = await request.json()
         self._now["requests"] += 1
-        self._times.append(asyncio.get_running_loop().time())
-        if self._kept < 2000:
+        if self._kept < 1000:
             self._kept += 1
+            self._times.append(asyncio.get_running_loop().time())
             self._bodies.append(body)
         self._now["open"] += 1
         self._now["most"] = max(self._now["most"], self._now["open"])
@@ -174,15 +173,16 @@ class _Serving:
             self._now["open"] -= 1
 
     async def _faulty(self, request: web.Request, fault: str) -> web.StreamResponse:
-        if fault == "429":
+        if fault.isdigit():
             after = self._behaviour.retry_after
             headers = {} if after is None else {"Retry-After": f"{after:g}"}
-            return web.json_response({"error": {"message": "too many requests"}}, status=429, headers=headers)
+            return web.json_response({"error": {"message": "on demand"}}, status=int(fault), headers=headers)
         if fault == "hang":
             await asyncio.sleep(3600)
         if fault == "drop":
             assert request.transport is not None
             request.transport.abort()
+            return web.Response()  # which nobody gets
         if fault == "half":
             response = web.StreamResponse(headers={"Content-Type": "application/json", "Content-Length": "1000"})
             await response.prepare(request)
@@ -192,11 +192,8 @@ class _Serving:
             return response
         if fault == "garbage":
             return web.Response(text="<html>gateway</html>", content_type="text/html")
-        if fault == "nothing":
-            return web.json_response({"choices": []})
-        return web.json_response(
-            {"error": {"message": "fault on demand"}}, status=int(fault) if fault.isdigit() else 500
-        )
+        assert fault == "nothing"
+        return web.json_response({"choices": []})
 
     def _answer(self, body: dict[str, Any], chat: bool) -> web.Response:
         behaviour = self._behaviour
@@ -239,7 +236,3 @@ class _Serving:
             }
         tokens = [{"token": word, "logprob": value, "bytes": list(word.encode())} for word, value in shown]
         return {"content": [{**tokens[0], "top_logprobs": tokens}]}
-
-
-if __name__ == "__main__":
-    print(json.dumps({"teacher": TEACHER}))

@@ -226,10 +226,11 @@ class Trainer:
         }
 
     def _loss(self, task: str, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The batch's part of the unified loss, and its questions' plain mean loss (detached)."""
+        """The batch's part of the unified loss, and its questions' plain mean cross-entropy (detached)."""
         scores = self._scores(task, examples)
         questions, right, count = batch_targets(examples, scores.device)
         losses = question_losses(scores, questions, right, count)
+        plain = losses.detach().mean()
         soft = batch_soft_labels(examples, scores.device)
         if soft is not None:
             losses = distilled_losses(losses, scores, soft, questions, self.recipe.distillation)
@@ -244,7 +245,7 @@ class Trainer:
             self._weights[task],
             log_variance,
         )
-        return loss, losses.detach().mean()
+        return loss, plain
 
     def _scores(self, task: str, examples: Sequence[Example]) -> torch.Tensor:
         """Scores of all choices of a batch, float32 [choices]."""

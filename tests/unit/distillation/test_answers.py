@@ -162,7 +162,12 @@ def test_the_shapes_of_three_servers_say_the_same() -> None:
     shapes = {
         "vllm chat": answer({"content": [{**top[0], "top_logprobs": top}]}),
         "vllm completions": answer(
-            {"tokens": [" Да"], "token_logprobs": [yes], "top_logprobs": [{" Да": yes, " нет": no}], "text_offset": [9]},
+            {
+                "tokens": [" Да"],
+                "token_logprobs": [yes],
+                "top_logprobs": [{" Да": yes, " нет": no}],
+                "text_offset": [9],
+            },
             " Да",
             chat=False,
         ),
@@ -182,7 +187,16 @@ def test_a_server_without_log_probabilities_is_read_by_its_text(logprobs: Any) -
 
 @pytest.mark.parametrize(
     ("token", "text"),
-    [("▁да", " да"), ("ĠÐ´Ð°", " да"), ("да", "да"), ("Да.", "Да."), ("é", "é"), ("Ġ1", " 1"), ("Ð", "Ð"), ("<eos>", "<eos>")],
+    [
+        ("▁да", " да"),
+        ("ĠÐ´Ð°", " да"),
+        ("да", "да"),
+        ("Да.", "Да."),
+        ("é", "é"),
+        ("Ġ1", " 1"),
+        ("Ð", "Ð"),
+        ("<eos>", "<eos>"),
+    ],
 )
 def test_pieces_of_vocabularies_become_text(token: str, text: str) -> None:
     assert plain_text(token) == text
@@ -190,7 +204,15 @@ def test_pieces_of_vocabularies_become_text(token: str, text: str) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"<html>", b"[]", b"{}", b'{"choices": []}', b'{"choices": [{"message": {"content": 5}}]}', b'{"choices": [{"mess'],
+    [
+        b"",
+        b"<html>",
+        b"[]",
+        b"{}",
+        b'{"choices": []}',
+        b'{"choices": [{"message": {"content": 5}}]}',
+        b'{"choices": [{"mess',
+    ],
 )
 def test_what_is_no_answer_is_refused(content: bytes) -> None:
     with pytest.raises(ValidationError):

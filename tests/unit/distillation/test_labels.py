@@ -15,7 +15,13 @@ from harness.errors import UserError
 from tests.unit.distillation.test_lines import document_line, label_line
 
 PARAGRAPH = [
-    {"paragraph": "П", "question": "В?", "answer": text, "idx": {"paragraph": 0, "question": 2, "answer": n}, "label": 0}
+    {
+        "paragraph": "П",
+        "question": "В?",
+        "answer": text,
+        "idx": {"paragraph": 0, "question": 2, "answer": n},
+        "label": 0,
+    }
     for n, text in enumerate(("один", "два", "три"))
 ]
 
