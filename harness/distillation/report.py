@@ -121,7 +121,7 @@ def report_text(report: dict[str, Any]) -> str:
     if report["cut"] > _CUT_SHARE * report["answered"]:
         parts.append(
             f"{report['cut']:,} answers end at --max-tokens {report['max_tokens']}, {report['cut_without_answer']:,} "
-            "of them before they say what was asked: raise it if these are many."
+            f"of them before they say what was asked{': raise it' if report['cut_without_answer'] else ''}."
         )
     return "\n\n".join(parts)
 
