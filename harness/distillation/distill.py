@@ -100,8 +100,12 @@ def distill(options: DistillOptions, say: Callable[[str], None], progress: Progr
         prices = Prices(options.price_input, options.price_output)
     failures: list[str] = []
     with AnswerFile(options.output, _settings(options, chosen, splits, items), options.resume) as answers:
-        before = list(read_lines(options.output))
-        done = {line.key for line in before}
+        done: set[str] = set()
+        written: list[DocumentLine] = []
+        for line in read_lines(options.output):
+            done.add(line.key)
+            if isinstance(line, DocumentLine):
+                written.append(line)
         left = [item for item in items if item.key not in done]
         if left:
             say(_estimate(options, [renderer.prompt(item) for item in _spread(left)], len(left), prices))
@@ -113,7 +117,7 @@ def distill(options: DistillOptions, say: Callable[[str], None], progress: Progr
                 meter.add(line.usage)
                 show(meter.text())
 
-            failures = asyncio.run(_ask(options, chosen, left, renderer, before, keep, say))
+            failures = asyncio.run(_ask(options, chosen, left, renderer, written, keep, say))
             say(meter.text())
         report = write_report(options.output, prices)
     return Distilled(report, len(left), failures)
@@ -170,7 +174,7 @@ async def _ask(
     chosen: Sequence[ChosenTask],
     items: Sequence[Item],
     renderer: Renderer,
-    before: Sequence[Line],
+    written: Sequence[DocumentLine],
     keep: Callable[[Line], None],
     say: Callable[[str], None],
 ) -> list[str]:
@@ -198,8 +202,8 @@ async def _ask(
                 return await settler.label(item, tasks[item.task], options.rationale)
 
         else:
-            known = _known_documents(options, tasks, before, say)
-            numbers = itertools.count(len(before))
+            known = _known_documents(options, tasks, written, say)
+            numbers = itertools.count(len(written))
 
             async def settle(item: Item) -> Line:
                 return await settler.document(item, known[item.task], options.kind, next(numbers))
@@ -210,12 +214,12 @@ async def _ask(
 
 
 def _known_documents(
-    options: DistillOptions, tasks: Iterable[str], before: Sequence[Line], say: Callable[[str], None]
+    options: DistillOptions, tasks: Iterable[str], written: Sequence[DocumentLine], say: Callable[[str], None]
 ) -> dict[str, KnownDocuments]:
     """Task -> what a new document of it must not repeat: the official ones, and those that were kept before."""
     paraphrases = options.kind == "paraphrases"
     known = {task: official_documents(task, options.data, paraphrases, say) for task in tasks}
-    for line in before:
-        if isinstance(line, DocumentLine) and line.document is not None:
+    for line in written:
+        if line.document is not None:
             known[line.task].add(compared_text(line.task, line.document), NEW, near=not paraphrases)
     return known

@@ -60,13 +60,11 @@ def read_distilled(directories: Sequence[Path]) -> DistilledData:
     teachers: dict[str, None] = {}
     soft: dict[str, SoftLabel] = {}
     documents: dict[str, list[dict[str, Any]]] = {}
-    hashes = []
+    hashes: list[str] = []
     for directory in directories:
         read_settings(directory)
-        lines = list(read_lines(directory))
-        if not lines:
-            raise UserError(f"{directory} holds no answers", "finish it with rsg-harness distill --resume")
-        for line in lines:
+        before = len(hashes)
+        for line in read_lines(directory):
             teachers[line.teacher] = None
             hashes.append(hashlib.sha256(line.model_dump_json().encode()).hexdigest())
             if isinstance(line, LabelLine):
@@ -79,6 +77,8 @@ def read_distilled(directories: Sequence[Path]) -> DistilledData:
                     soft[name] = SoftLabel(line.document_sha256, tuple(line.probabilities))
             elif line.document is not None:
                 documents.setdefault(line.task, []).append(_checked(line.task, line.document, directory))
+        if len(hashes) == before:
+            raise UserError(f"{directory} holds no answers", "finish it with rsg-harness distill --resume")
     fingerprint = hashlib.sha256("".join(sorted(hashes)).encode()).hexdigest()
     return DistilledData(tuple(teachers), soft, documents, fingerprint)
 
