@@ -42,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     _add_run(verbs)
     _add_train(verbs)
+    _add_distill(verbs)
     _add_predict(verbs)
     _add_quantize(verbs)
     _add_sweep(verbs)
@@ -260,6 +261,73 @@ def _add_train(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     )
     train.add_argument("--output", type=Path, metavar="DIR", help="default: results/checkpoints/RECIPE-rsg")
     train.add_argument("--resume", action="store_true", help="go on with the unfinished training to --output")
+    train.add_argument(
+        "--distilled",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a teacher's labels or documents, of rsg-harness distill; repeatable",
+    )
+
+
+def _add_distill(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    distill = _add_verb(
+        verbs,
+        "distill",
+        _distill,
+        "let a larger model label train documents, or write new ones",
+        "Asks a teacher behind any OpenAI-compatible server (vLLM, llama.cpp, mlx_lm.server) about train documents "
+        "and keeps its labels, soft where the server gives log-probabilities, for train --distilled. Validation, test "
+        "and LiDiRus documents are never sent. The API key comes from the environment (OPENAI_API_KEY) or a file.",
+    )
+    teacher = distill.add_argument_group("teacher")
+    teacher.add_argument("--endpoint", required=True, metavar="URL", help="http://HOST:PORT/v1")
+    teacher.add_argument("--teacher", required=True, metavar="NAME", help="the model's name there")
+    teacher.add_argument("--api", default="chat", metavar="NAME", help="chat (default), or completions for base models")
+    teacher.add_argument("--api-key-file", type=Path, metavar="FILE", help="holds the key; default: OPENAI_API_KEY")
+    teacher.add_argument(
+        "--concurrency", type=int, default=16, metavar="N", help="items asked at a time (default: %(default)s)"
+    )
+    teacher.add_argument(
+        "--timeout", type=float, default=300, metavar="SECONDS", help="for one answer (default: %(default)s)"
+    )
+    teacher.add_argument("--price-input", type=float, metavar="N", help="per million prompt tokens")
+    teacher.add_argument("--price-output", type=float, metavar="N", help="per million completion tokens")
+    data = distill.add_argument_group("what is asked")
+    data.add_argument(
+        "--data", default="mini", metavar="SOURCE", help="mini (default), hub, or the official archive's directory"
+    )
+    data.add_argument("--tasks", default="rsg", metavar="NAMES", help="comma-separated; default: all but lidirus")
+    data.add_argument("--split", default="train", metavar="NAME", help="train, and no other")
+    data.add_argument("--limit", type=int, metavar="N", help="this many documents a task, evenly sampled by the seed")
+    data.add_argument("--prompt", metavar="NAME", help="of rsg_gen's: NAME, or gen_TASK=NAME,gen_TASK=NAME")
+    data.add_argument(
+        "--rationale", action="store_true", help="ask for a short explanation before the answer, and keep it"
+    )
+    data.add_argument(
+        "--generate",
+        metavar="KIND",
+        help="in place of labels, new documents for rcb, parus, rwsd: paraphrases of train documents, or examples",
+    )
+    data.add_argument("--count", type=int, default=100, metavar="N", help="of them a task (default: %(default)s)")
+    sampling = distill.add_argument_group("sampling")
+    sampling.add_argument(
+        "--samples", type=int, default=1, metavar="N", help="answers an item; their shares become its soft label"
+    )
+    sampling.add_argument(
+        "--temperature", type=float, metavar="T", help="default: 0; 0.7 for several samples, 0.9 for --generate"
+    )
+    sampling.add_argument(
+        "--max-tokens",
+        type=int,
+        metavar="N",
+        help="of an answer (default: 24; 256 with --rationale, 512 for --generate)",
+    )
+    sampling.add_argument("--seed", type=int, default=1234, metavar="N", help="default: %(default)s")
+    work = distill.add_argument_group("work")
+    work.add_argument("--output", type=Path, required=True, metavar="DIR", help="missing or empty")
+    work.add_argument("--resume", action="store_true", help="go on with what --output holds; asks again what failed")
 
 
 def _add_quantize(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -461,10 +529,43 @@ def _train(args: argparse.Namespace) -> None:
 
     from harness.training.train import TrainOptions, train
 
-    options = TrainOptions(args.recipe, args.data, args.output, args.resume, args.command, args.model)
+    options = TrainOptions(
+        args.recipe,
+        args.data,
+        args.output,
+        args.resume,
+        distilled=tuple(args.distilled),
+        command=args.command,
+        model=args.model,
+    )
     with _training_bar() as progress:
         directory = train(options, lambda text: tqdm.write(text, file=sys.stderr), progress)
     print(f"checkpoint: {directory}")
+
+
+def _distill(args: argparse.Namespace) -> None:
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    from tqdm import tqdm
+
+    from harness.distillation.distill import distill
+    from harness.distillation.options import DistillOptions
+
+    given = {field.name: getattr(args, field.name) for field in dataclasses.fields(DistillOptions)}
+    options = DistillOptions(**{**given, "tasks": _names(args.tasks)})
+    with contextlib.ExitStack() as bars:
+
+        def progress(total: int, done: int) -> Callable[[str], None]:
+            bar = bars.enter_context(tqdm(total=total, initial=done, desc="asking", unit=" item", disable=False))
+
+            def show(text: str) -> None:
+                bar.set_postfix_str(text, refresh=False)
+                bar.update()
+
+            return show
+
+        done = distill(options, lambda text: tqdm.write(text, file=sys.stderr), progress)
+    print(done.report)
+    done.check_complete()
 
 
 def _predict(args: argparse.Namespace) -> None:

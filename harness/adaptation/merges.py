@@ -83,7 +83,7 @@ def pieces_of(tokenizer: Mapping[str, Any], merges: Sequence[tuple[str, str]]) -
 def encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[Any]:
     """The texts' encodings without BOS, in their order, some thousand at a time on all cores."""
     for start in range(0, len(texts), _BATCH):
-        yield from tokenizer.encode_batch_fast(list(texts[start : start + _BATCH]), add_special_tokens=False)
+        yield from tokenizer.encode_batch(list(texts[start : start + _BATCH]), add_special_tokens=False)
 
 
 def _words(tokens: Iterable[str]) -> Iterator[list[str]]:

@@ -34,6 +34,8 @@ class Example:
         questions: for each choice the number of its question, int64 [choices].
         right: for each choice whether it is a right one, bool [choices].
         cut: tokens dropped from the passage.
+        soft: a teacher's probability of each choice, float32 [choices], zeros in a question without a soft label; None
+            where the document has none.
     """
 
     task: str
@@ -42,6 +44,7 @@ class Example:
     questions: np.ndarray
     right: np.ndarray
     cut: int = 0
+    soft: np.ndarray | None = None
 
 
 def make_examples(

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from harness.training.examples import Example
-from harness.training.recipe import Recipe
+from harness.training.recipe import DistillationRecipe, Recipe
 
 
 def question_losses(scores: torch.Tensor, questions: torch.Tensor, right: torch.Tensor, count: int) -> torch.Tensor:
@@ -33,6 +33,49 @@ def _logsumexp_by(scores: torch.Tensor, groups: torch.Tensor, count: int) -> tor
     highest = highest.scatter_reduce(0, groups, scores.detach(), "amax")
     total = torch.zeros(count, device=scores.device).index_add(0, groups, torch.exp(scores - highest[groups]))
     return torch.log(total) + highest
+
+
+def distilled_losses(
+    losses: torch.Tensor,
+    scores: torch.Tensor,
+    soft: torch.Tensor,
+    questions: torch.Tensor,
+    distillation: DistillationRecipe,
+) -> torch.Tensor:
+    """The questions' losses, with a teacher's soft labels where they have any.
+
+    (1 − w) · loss + w · T² · KL(teacher_T ‖ student_T), where p_T is the distribution p softened: p ** (1 / T), made to
+    sum to 1 (Hinton et al. 2015, https://arxiv.org/abs/1503.02531). T² keeps the gradients' size whatever T is.
+
+    Args:
+        losses: cross-entropies, float32 [questions].
+        scores: float32 [choices].
+        soft: the teacher's probabilities, float32 [choices]; zeros in a question without a soft label.
+        questions: int64 [choices], the question of each choice.
+        distillation: w and T.
+
+    Returns:
+        float32 [questions].
+    """
+    count, temperature, weight = len(losses), distillation.temperature, distillation.weight
+    powers = soft ** (1 / temperature)
+    totals = torch.zeros_like(losses).index_add(0, questions, powers)
+    teacher = powers / totals.clamp_min(torch.finfo(totals.dtype).tiny)[questions]
+    softened = scores / temperature
+    student = softened - _logsumexp_by(softened, questions, count)[questions]
+    parts = torch.xlogy(teacher, teacher) - teacher * student
+    divergence = torch.zeros_like(losses).index_add(0, questions, parts)
+    return torch.where(totals > 0, (1 - weight) * losses + weight * temperature**2 * divergence, losses)
+
+
+def batch_soft_labels(examples: Sequence[Example], device: torch.device) -> torch.Tensor | None:
+    """The teacher's probabilities of a batch's choices, float32 [choices]; None where no document has any."""
+    if all(example.soft is None for example in examples):
+        return None
+    soft = [
+        np.zeros(len(example.right), dtype=np.float32) if example.soft is None else example.soft for example in examples
+    ]
+    return torch.from_numpy(np.concatenate(soft)).to(device)
 
 
 def batch_targets(examples: Sequence[Example], device: torch.device) -> tuple[torch.Tensor, torch.Tensor, int]:

@@ -49,6 +49,14 @@ class LossRecipe(_Part):
     temperature: float = Field(default=2.0, gt=0)
 
 
+class DistillationRecipe(_Part):
+    """How a teacher's soft labels take part: (1 − weight) · cross-entropy + weight · T² · KL(teacher ‖ student), both
+    softened by the temperature T (Hinton et al. 2015, https://arxiv.org/abs/1503.02531)."""
+
+    weight: float = Field(default=0.5, ge=0, le=1)
+    temperature: float = Field(default=2.0, gt=0)
+
+
 class Recipe(_Part):
     """All of a training run but its data. Sizes of batches are in tokens."""
 
@@ -58,6 +66,7 @@ class Recipe(_Part):
     tasks: dict[str, TaskRecipe]
     heads_start: Literal["words", "zero"] = "words"  # words: at the vocabulary's rows of the answer words
     loss: LossRecipe = LossRecipe()
+    distillation: DistillationRecipe = DistillationRecipe()  # where train is given --distilled
     steps: int = Field(ge=1)
     batches_per_step: int = Field(default=4, ge=1)  # batches whose gradients are summed, each of one task
     batch_tokens: int = Field(default=1024, ge=16)
@@ -123,7 +132,12 @@ def _explained(path: Path, error: ValidationError) -> UserError:
 
 
 def _keys_at(location: tuple[Any, ...]) -> Iterator[str]:
-    parts: dict[str, type[BaseModel]] = {"tasks": TaskRecipe, "lora": LoraRecipe, "loss": LossRecipe}
+    parts: dict[str, type[BaseModel]] = {
+        "tasks": TaskRecipe,
+        "lora": LoraRecipe,
+        "loss": LossRecipe,
+        "distillation": DistillationRecipe,
+    }
     model = parts.get(str(location[0]), Recipe) if len(location) > 1 else Recipe
     yield from model.model_fields
 

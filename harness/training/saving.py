@@ -44,6 +44,7 @@ def training_record(
         "step": evaluation.step,
         "validation": {"limit": recipe["evaluate_limit"], "mean": evaluation.mean, "figures": evaluation.figures},
         "data": settings["data"],
+        "distilled": settings["distilled"],
         "documents": {task: len(examples) for task, examples in data.train.items()},
         "versions": provenance.versions(),
         "machine": provenance.machine(),

@@ -15,6 +15,7 @@ from accelerate import Accelerator, PartialState
 
 from adapters.torch_backend import load_tokenizer, pick_dtype
 from harness.cache import cache_dir
+from harness.distillation.labels import DistilledData, read_distilled
 from harness.errors import UserError
 from harness.evaluation.record import write_atomically
 from harness.models import KEPT_CHECKPOINTS, LocalModel, resolve_model
@@ -41,6 +42,7 @@ class TrainOptions:
     data: str = "mini"
     output: Path | None = None
     resume: bool = False
+    distilled: tuple[Path, ...] = ()
     command: str = "rsg-harness train"
     model: str | None = None  # in place of the recipe's
 
@@ -78,14 +80,15 @@ def train(
     if accelerator.is_main_process:
         _check_place(output, work, options.resume)
     splits = load_splits(recipe, options.data, say)
+    distilled = read_distilled(options.distilled) if options.distilled else None
     base = resolve_model(recipe.model, say)
     count_layers(recipe, base.path)  # a recipe that cannot work leaves no unfinished run behind
-    settings = _settings(recipe, base, splits)
+    settings = _settings(recipe, base, splits, distilled)
     if accelerator.is_main_process:
         _agree(work, settings, options.resume)
     accelerator.wait_for_everyone()
     tokenizer = load_tokenizer(base.path)
-    data = prepare(recipe, options.data, splits, tokenizer, say)
+    data = prepare(recipe, options.data, splits, tokenizer, say, distilled)
     model, wrapper = build_model(recipe, base.path, data.layout, accelerator.device, dtype)
     if recipe.heads_start == "words":
         _start_heads(model, data, tokenizer)
@@ -156,12 +159,13 @@ def _check_place(output: Path, work: Path, resume: bool) -> None:
         raise UserError(f"cannot write to {work}: {error.strerror}", "name another --output") from error
 
 
-def _settings(recipe: Recipe, base: LocalModel, splits: Splits) -> dict[str, Any]:
+def _settings(recipe: Recipe, base: LocalModel, splits: Splits, distilled: DistilledData | None) -> dict[str, Any]:
     """Everything that decides a run's numbers, but the number of processes. A resumed run must have the same."""
     return {
         "recipe": recipe.model_dump(mode="json"),
         "base model": base.fingerprint,
         "data": {f"{task} {split}": found.fingerprint for (task, split), found in splits.items()},
+        "distilled": distilled.record() if distilled else None,
     }
 
 

@@ -29,7 +29,14 @@ from harness.errors import UserError
 from harness.training.evaluation import mean_figure, task_figures
 from harness.training.examples import Example
 from harness.training.frozen import FrozenStates
-from harness.training.loss import batch_loss, batch_targets, question_losses, task_weights
+from harness.training.loss import (
+    batch_loss,
+    batch_soft_labels,
+    batch_targets,
+    distilled_losses,
+    question_losses,
+    task_weights,
+)
 from harness.training.model import Inputs, MultitaskModel, make_inputs, trained_parameters
 from harness.training.recipe import Recipe
 from harness.training.schedule import make_schedule, one_epoch
@@ -219,10 +226,14 @@ class Trainer:
         }
 
     def _loss(self, task: str, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The batch's part of the unified loss, and its questions' plain mean loss (detached)."""
+        """The batch's part of the unified loss, and its questions' plain mean cross-entropy (detached)."""
         scores = self._scores(task, examples)
         questions, right, count = batch_targets(examples, scores.device)
         losses = question_losses(scores, questions, right, count)
+        plain = losses.detach().mean()
+        soft = batch_soft_labels(examples, scores.device)
+        if soft is not None:
+            losses = distilled_losses(losses, scores, soft, questions, self.recipe.distillation)
         labels = [doc.get("label", -1) for example in examples for doc in example.docs]
         log_variance = None
         if self.recipe.loss.weights == "uncertainty":
@@ -234,7 +245,7 @@ class Trainer:
             self._weights[task],
             log_variance,
         )
-        return loss, losses.detach().mean()
+        return loss, plain
 
     def _scores(self, task: str, examples: Sequence[Example]) -> torch.Tensor:
         """Scores of all choices of a batch, float32 [choices]."""

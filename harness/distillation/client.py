@@ -1,0 +1,346 @@
+"""The teacher: any server that speaks OpenAI's chat or completions API.
+
+The openai package sends, waits and tries again; what comes back is read here, since the three servers that matter give
+log-probabilities in shapes of their own. As documented, vLLM gives OpenAI's two shapes and llama.cpp the chat shape to
+both (not run here); mlx_lm.server (0.32, run here) gives the chat shape to both, takes at most 11 tokens a position, asks for them
+with `"logprobs": true` in both, and names tokens as its vocabulary spells them ("▁да", "ĠÐ´Ð°").
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from harness.distillation.lines import Usage
+from harness.errors import UserError, nearest_hint
+
+try:
+    import httpx2
+    import openai
+except ImportError as error:
+    raise UserError("the package openai is not installed", "pip install 'rsg-harness[distill]'") from error
+
+Api = Literal["chat", "completions"]
+
+# Waits of 0.5 to 8 seconds, doubling: about 40 in all. A server's own Retry-After is kept to, up to two minutes.
+_RETRIES = 8
+# An answer that is no JSON comes from something in between; it may pass.
+_UNREADABLE_RETRIES = 2
+_LONGEST_MESSAGE = 200
+_NOT_SO = (400, 422)  # a parameter that the server does not take
+
+
+class TeacherFailure(Exception):
+    """One question got no answer after all retries; the next may. `status` is the server's, None where it gave none."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Position:
+    """One position of an answer: the token that stands there, and log-probabilities of the likeliest ones."""
+
+    token: str
+    top: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One answer of the teacher.
+
+    Attributes:
+        text: without surrounding space.
+        cut: it ended at max_tokens.
+        declined: the server says that the teacher would not answer.
+        positions: log-probabilities, empty where the server gives none.
+        usage: tokens, as the server counted.
+    """
+
+    text: str
+    cut: bool
+    declined: bool
+    positions: tuple[Position, ...]
+    usage: Usage
+
+
+@dataclass(frozen=True)
+class LogprobRequest:
+    """One way to ask for log-probabilities: the parameters, and how many tokens a position."""
+
+    parameters: dict[str, Any]
+    top: int
+
+
+_NO_LOGPROBS = LogprobRequest({}, 0)
+# Tried in turn until the server takes one: what the API allows, then what less generous servers do.
+LOGPROB_REQUESTS: Mapping[Api, tuple[LogprobRequest, ...]] = {
+    "chat": (
+        LogprobRequest({"logprobs": True, "top_logprobs": 20}, 20),
+        LogprobRequest({"logprobs": True, "top_logprobs": 10}, 10),
+        LogprobRequest({"logprobs": True, "top_logprobs": 5}, 5),
+        _NO_LOGPROBS,
+    ),
+    "completions": (
+        LogprobRequest({"logprobs": 20}, 20),
+        LogprobRequest({"logprobs": 5}, 5),
+        LogprobRequest({"logprobs": True, "top_logprobs": 10}, 10),
+        _NO_LOGPROBS,
+    ),
+}
+
+
+class Teacher:
+    """A connection to the server. Close it at the end.
+
+    Args:
+        endpoint: http://HOST/v1.
+        name: of the model there.
+        api: which of the two to ask.
+        key: of the API; None where the server wants none.
+        timeout: seconds for one answer.
+        connections: that may be open at once.
+    """
+
+    def __init__(self, endpoint: str, name: str, api: Api, key: str | None, timeout: float, connections: int) -> None:
+        self.name = name
+        self._api = api
+        self._endpoint = endpoint
+        self._key = key
+        self._timeout = timeout
+        self._client = openai.AsyncOpenAI(
+            base_url=endpoint,
+            api_key=key or "none",
+            max_retries=_RETRIES,
+            http_client=openai.DefaultAsyncHttpxClient(
+                timeout=httpx2.Timeout(timeout, connect=min(timeout, 10.0)),
+                limits=httpx2.Limits(max_connections=connections, max_keepalive_connections=connections),
+            ),
+        )
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def model_names(self) -> list[str]:
+        """The models that the server lists; empty where it lists none.
+
+        Raises:
+            UserError: nothing answers there, or the key is refused.
+        """
+        try:
+            response = await self._client.with_options(max_retries=1).get("/models", cast_to=httpx2.Response)
+            return [str(model["id"]) for model in response.json()["data"]]
+        except openai.APIConnectionError as error:
+            reason = "no answer in time" if isinstance(error, openai.APITimeoutError) else _cause(error)
+            raise UserError(
+                f"cannot reach {self._endpoint}: {reason}", "start the server, or mend --endpoint (http://HOST:PORT/v1)"
+            ) from error
+        except openai.APIStatusError as error:
+            if error.status_code in (401, 403):
+                raise self._refused(error) from error
+            return []
+        except (ValueError, KeyError, TypeError):
+            return []
+
+    async def pick_logprobs(self, prompt: str, wanted: bool) -> LogprobRequest:
+        """Asks one question for one token, to learn whether the model is there and what it tells of probabilities.
+
+        Raises:
+            UserError: the server does not answer it in any way.
+        """
+        tried = LOGPROB_REQUESTS[self._api] if wanted else (_NO_LOGPROBS,)
+        for request in tried:
+            try:
+                reply = await self.ask(prompt, temperature=0.0, max_tokens=1, seed=0, logprobs=request)
+            except TeacherFailure as failure:
+                if failure.status in _NOT_SO and request is not tried[-1]:
+                    continue
+                raise UserError(f"{self._endpoint}: {failure}", "see the server's log; try --api completions") from None
+            if reply.positions:
+                return request
+        return _NO_LOGPROBS
+
+    async def ask(
+        self, prompt: str, *, temperature: float, max_tokens: int, seed: int, logprobs: LogprobRequest = _NO_LOGPROBS
+    ) -> Reply:
+        """One answer.
+
+        Raises:
+            TeacherFailure: none after all retries.
+            UserError: none that this server will ever give: the key or the model is wrong.
+        """
+        body: dict[str, Any] = {
+            "model": self.name,
+            "temperature": temperature,
+            "max_tokens": max_tokens,
+            "seed": seed,
+            **logprobs.parameters,
+        }
+        if self._api == "chat":
+            path, body["messages"] = "/chat/completions", [{"role": "user", "content": prompt}]
+        else:
+            path, body["prompt"] = "/completions", prompt
+        for _ in range(_UNREADABLE_RETRIES + 1):
+            content = await self._post(path, body)
+            try:
+                return read_reply(content)
+            except ValidationError as error:
+                unreadable = error
+        first = unreadable.errors()[0]
+        where = f" in {'.'.join(map(str, first['loc']))}" if first["loc"] else ""
+        raise TeacherFailure(f"not an answer of an OpenAI-compatible server{where}: {first['msg'].lower()}")
+
+    async def _post(self, path: str, body: dict[str, Any]) -> bytes:
+        try:
+            response = await self._client.post(path, body=body, cast_to=httpx2.Response)
+        except openai.APITimeoutError as error:
+            raise TeacherFailure(f"no answer within {self._timeout:g} seconds") from error
+        except openai.APIConnectionError as error:
+            raise TeacherFailure(f"the connection broke: {_cause(error)}") from error
+        except openai.APIStatusError as error:
+            if error.status_code in (401, 403):
+                raise self._refused(error) from error
+            if error.status_code == 404:
+                raise await self._no_model(error) from error
+            raise TeacherFailure(f"status {error.status_code}: {self._message(error)}", error.status_code) from error
+        return response.content
+
+    def _refused(self, error: openai.APIStatusError) -> UserError:
+        return UserError(
+            f"{self._endpoint} refuses the API key: {self._message(error)}",
+            "set OPENAI_API_KEY, or name a file with --api-key-file",
+        )
+
+    async def _no_model(self, error: openai.APIStatusError) -> UserError:
+        names = await self.model_names()
+        hint = nearest_hint(self.name, names, "its models") if names else "mend --teacher or --endpoint"
+        return UserError(f"{self._endpoint} has no model {self.name!r}: {self._message(error)}", hint)
+
+    def _message(self, error: openai.APIStatusError) -> str:
+        """What the server says, in one short line and without the key, which some repeat."""
+        text = error.response.text
+        try:
+            found = json.loads(text)
+            found = found.get("error", found)
+            text = found if isinstance(found, str) else str(found.get("message", text))
+        except (ValueError, AttributeError):
+            pass
+        if self._key:
+            text = text.replace(self._key, "KEY")
+        text = " ".join(text.split())
+        return text if len(text) <= _LONGEST_MESSAGE else text[:_LONGEST_MESSAGE] + "…"
+
+
+def _cause(error: Exception) -> str:
+    """What lies behind the library's "Connection error."."""
+    return " ".join(str(error.__cause__ or error).split()) or type(error.__cause__ or error).__name__
+
+
+class _Lenient(BaseModel):
+    """What is read of an answer; servers add fields of their own."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class _Token(_Lenient):
+    token: str
+    logprob: float
+
+
+class _Content(_Lenient):
+    token: str = ""
+    top_logprobs: list[_Token] = []
+
+
+class _Logprobs(_Lenient):
+    content: list[_Content] | None = None  # the chat shape
+    tokens: list[str] | None = None  # the completions shape, with the next
+    top_logprobs: list[dict[str, float] | None] | None = None
+
+
+class _Message(_Lenient):
+    content: str | None = None
+    refusal: str | None = None
+
+
+class _Choice(_Lenient):
+    message: _Message | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+    logprobs: _Logprobs | None = None
+
+
+class _Usage(_Lenient):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _none_is_zero(cls, value: Any) -> Any:
+        return 0 if value is None else value
+
+
+class _Answer(_Lenient):
+    choices: list[_Choice] = Field(min_length=1)
+    usage: _Usage | None = None
+
+
+def read_reply(content: bytes) -> Reply:
+    """Reads an answer of either API.
+
+    Raises:
+        ValidationError: it is no JSON, or none of an answer's.
+    """
+    answer = _Answer.model_validate_json(content)
+    choice = answer.choices[0]
+    message = choice.message or _Message(content=choice.text)
+    usage = answer.usage or _Usage()
+    return Reply(
+        text=(message.content or message.refusal or "").strip(),
+        cut=choice.finish_reason == "length",
+        declined=bool(message.refusal) or choice.finish_reason == "content_filter",
+        positions=_positions(choice.logprobs) if choice.logprobs else (),
+        usage=Usage(prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens),
+    )
+
+
+def _positions(logprobs: _Logprobs) -> tuple[Position, ...]:
+    if logprobs.content is not None:
+        shown = [(one.token, [(top.token, top.logprob) for top in one.top_logprobs]) for one in logprobs.content]
+    else:
+        tops = logprobs.top_logprobs or []
+        shown = [(token, list((top or {}).items())) for token, top in zip(logprobs.tokens or [], tops, strict=False)]
+    if not any(top for _, top in shown):
+        return ()
+    return tuple(
+        Position(plain_text(token), tuple((plain_text(text), value) for text, value in top)) for token, top in shown
+    )
+
+
+def _byte_letters() -> dict[str, int]:
+    """The letters by which byte-level vocabularies write bytes (GPT-2's, taken over by most of them)."""
+    shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    return {
+        **{chr(byte): byte for byte in shown},
+        **{chr(256 + number): byte for number, byte in enumerate(hidden)},
+    }
+
+
+_BYTE_LETTERS = _byte_letters()
+
+
+def plain_text(token: str) -> str:
+    """A token as text, where the server gives it as the vocabulary spells it ("▁да", "ĠÐ´Ð°")."""
+    token = token.replace("▁", " ")
+    if token.isascii():
+        return token
+    try:
+        return bytes(_BYTE_LETTERS[letter] for letter in token).decode("utf-8")
+    except (KeyError, UnicodeDecodeError):
+        return token

@@ -1,0 +1,124 @@
+"""Distillations as training reads them: soft labels of train documents, and documents that a teacher wrote."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from harness.data import DOCUMENTS
+from harness.distillation.lines import LabelLine, document_hash, document_name, read_lines, read_settings
+from harness.errors import UserError
+
+
+@dataclass(frozen=True)
+class SoftLabel:
+    """A teacher's label of the document with this hash."""
+
+    document_sha256: str
+    probabilities: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class DistilledData:
+    """What some distillations hold.
+
+    Attributes:
+        teachers: that answered.
+        soft: document's name -> its label.
+        documents: task -> rows that a teacher wrote.
+        fingerprint: SHA-256 over all lines, whatever their order.
+    """
+
+    teachers: tuple[str, ...]
+    soft: Mapping[str, SoftLabel]
+    documents: Mapping[str, Sequence[dict[str, Any]]]
+    fingerprint: str
+
+    def record(self) -> dict[str, Any]:
+        """What a resumed training must agree with, and a checkpoint says of itself."""
+        return {
+            "fingerprint": self.fingerprint,
+            "teachers": list(self.teachers),
+            "soft labels": dict(Counter(name.partition("/")[0] for name in self.soft)),
+            "documents": {task: len(rows) for task, rows in self.documents.items()},
+        }
+
+
+def read_distilled(directories: Sequence[Path]) -> DistilledData:
+    """Reads distillations.
+
+    Raises:
+        UserError: one is damaged or has no lines, or two label the same document.
+    """
+    teachers: dict[str, None] = {}
+    soft: dict[str, SoftLabel] = {}
+    documents: dict[str, list[dict[str, Any]]] = {}
+    hashes: list[str] = []
+    for directory in directories:
+        read_settings(directory)
+        before = len(hashes)
+        for line in read_lines(directory):
+            teachers[line.teacher] = None
+            hashes.append(hashlib.sha256(line.model_dump_json().encode()).hexdigest())
+            if isinstance(line, LabelLine):
+                name = document_name(line.task, line.idx)
+                if name in soft:
+                    raise UserError(
+                        f"{directory} labels {name} once more", "name one distillation with labels of a task"
+                    )
+                if line.probabilities is not None:
+                    soft[name] = SoftLabel(line.document_sha256, tuple(line.probabilities))
+            elif line.document is not None:
+                documents.setdefault(line.task, []).append(_checked(line.task, line.document, directory))
+        if len(hashes) == before:
+            raise UserError(f"{directory} holds no answers", "finish it with rsg-harness distill --resume")
+    fingerprint = hashlib.sha256("".join(sorted(hashes)).encode()).hexdigest()
+    return DistilledData(tuple(teachers), soft, documents, fingerprint)
+
+
+def _checked(task: str, row: dict[str, Any], directory: Path) -> dict[str, Any]:
+    try:
+        return DOCUMENTS[task].model_validate(row).row()
+    except (ValidationError, KeyError) as error:
+        raise UserError(f"{directory}: a written document does not fit {task}", "delete its line") from error
+
+
+def numbered(rows: Sequence[dict[str, Any]], first: int) -> list[dict[str, Any]]:
+    """Written documents with idx from `first` on, which no official document has."""
+    return [{**row, "idx": first + number} for number, row in enumerate(rows)]
+
+
+def soft_targets(
+    data: DistilledData, task: str, rows: Sequence[dict[str, Any]], questions: np.ndarray
+) -> tuple[np.ndarray, int]:
+    """A training example's soft labels.
+
+    Args:
+        data: the teacher's labels.
+        task: short name.
+        rows: of the document, one a question.
+        questions: for each choice the number of its question, int64 [choices].
+
+    Returns:
+        (the teacher's probability of each choice, float32 [choices], zeros in a question without a label;
+        labels that were left out, since the document is no longer the one that the teacher saw).
+    """
+    found = np.zeros(len(questions), dtype=np.float32)
+    stale = 0
+    for number, row in enumerate(rows):
+        label = data.soft.get(document_name(task, row["idx"]))
+        if label is None:
+            continue
+        choices = questions == number
+        if label.document_sha256 != document_hash(row) or len(label.probabilities) != choices.sum():
+            stale += 1
+            continue
+        found[choices] = label.probabilities
+    return found, stale
