@@ -2,8 +2,8 @@
 
 The openai package sends, waits and tries again; what comes back is read here, since the three servers that matter give
 log-probabilities in shapes of their own. As documented, vLLM gives OpenAI's two shapes and llama.cpp the chat shape to
-both (neither was run here); mlx_lm.server (0.32, tried) gives the chat shape to both, takes at most 11 tokens a
-position, asks for them with `"logprobs": true` in both, and names tokens as its vocabulary spells them ("▁да", "ĠÐ´Ð°").
+both (neither was run here); mlx_lm.server (0.32, tried) gives the chat shape to both, takes at most 11 tokens
+a position, asks for `"logprobs": true` in both, and names tokens as its vocabulary spells them ("▁да", "ĠÐ´Ð°").
 """
 
 from __future__ import annotations
