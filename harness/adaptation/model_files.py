@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import functional
 from transformers import Gemma3ForCausalLM
 
 from adapters.mlx_weights import TOKENIZER_FILES, read_config
@@ -45,7 +46,9 @@ def write_model(
         model: Any = Gemma3ForCausalLM.from_pretrained(source, dtype="auto")
         embedding = model.get_input_embeddings()
         old = embedding.weight.detach()
-        rows = old[list(kept)]
+        # Gemma-3's tokenizer has a token for images behind the last row of its text models.
+        missing = max(0, max(kept) + 1 - len(old))
+        rows = functional.pad(old, (0, 0, 0, missing))[list(kept)]
         if make_new is not None:
             rows = torch.cat([rows, make_new(old.float()).to(old.dtype)])
         embedding.weight = torch.nn.Parameter(rows)

@@ -91,6 +91,23 @@ def test_new_rows_stand_behind_the_old_ones(source: Path, extended: Path) -> Non
     assert ids["".join(merges[0])] == len(old)
 
 
+@pytest.mark.parametrize("prunes", [True, False])
+def test_a_token_without_a_row_gets_one_that_nobody_reads(
+    source: Path, kept: list[int], tmp_path: Path, prunes: bool
+) -> None:
+    """As Gemma-3's token for images, which stands behind the last row of its text models."""
+    tokenizer = tokenizer_file.read_tokenizer(source)
+    rows = tokenizer_file.size(tokenizer)
+    image = {**tokenizer["added_tokens"][0], "id": rows, "content": "<image_soft_token>"}
+    tokenizer["added_tokens"].append(image)
+    ids = [*(kept if prunes else range(rows)), rows]
+    write_model(source, tmp_path, tokenizer_file.pruned(tokenizer, ids), ids)
+    old, new = (Gemma3ForCausalLM.from_pretrained(path).get_input_embeddings().weight for path in (source, tmp_path))
+    torch.testing.assert_close(new[:-1], old[ids[:-1]], rtol=0, atol=0)
+    assert not new[-1].any()
+    assert PreTrainedTokenizerFast.from_pretrained(tmp_path)("<image_soft_token>").input_ids[-1] == len(ids) - 1
+
+
 def test_bits_a_character_are_those_of_a_plain_forward_pass(extended: Path) -> None:
     texts = mini_texts()[:6]
     found = text_figures(extended, texts, lambda what, total: lambda done: None, dtype="float32")
