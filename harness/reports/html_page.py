@@ -110,7 +110,10 @@ def _link(run: str) -> str:
 
 
 def _label(row: Row) -> str:
-    return f"{row.model.name} · {row.backend}"
+    """Model and backend, with its bits where a mixed recipe gave it several: bars of one label would be added up."""
+    bits, quantised, _ = row.model.weights.partition("-bit")
+    mixed = f" ({bits}-bit)" if quantised and " and " in bits else ""
+    return f"{row.model.name} · {row.backend}{mixed}"
 
 
 def _figure(row: Row) -> tuple[float | None, float | None]:

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
 from harness.data import TASKS
 from harness.errors import UserError
 from harness.evaluation.record import MemoryRecord, TimingRecord
-from harness.reports.leaderboard import write_leaderboard
+from harness.reports.leaderboard import build_leaderboard, write_leaderboard
 from harness.reports.published import METRIC_PARTS, PUBLISHED
 from tests.unit.run_records import MACHINE, MIB, NINE, run_record, sha256, write_record
 
@@ -362,3 +363,13 @@ def test_a_split_of_another_size_than_the_official_one_is_pointed_out_once(tmp_p
     add("a", {"rucos": 0.5}, model="one", task_changes={"warnings": (warning,)})
     add("b", {"rucos": 0.4}, model="two", task_changes={"warnings": (warning,)})
     assert page(tmp_path).count(f"Beware: {warning}.") == 1
+
+
+def test_every_bar_of_the_kept_records_has_a_label_of_its_own():
+    """Bars of one label would be drawn as one, their figures added up."""
+    from harness.reports.html_page import figure_rows
+
+    results = Path(__file__).parents[2] / "results"
+    bars = [(bar["data"], bar["task"], bar["label"]) for bar in figure_rows(build_leaderboard(results).rows)]
+    assert len(bars) > 9
+    assert len(set(bars)) == len(bars)
