@@ -395,5 +395,5 @@ def _stored_type(model_dir: Path) -> str:
     from safetensors import safe_open
 
     names = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
-    with safe_open(next(iter(sorted(model_dir.glob("*.safetensors")))), framework="pt") as file:
+    with safe_open(next(iter(sorted(model_dir.glob("model*.safetensors")))), framework="pt") as file:
         return names.get(file.get_slice(next(iter(file.keys()))).get_dtype(), "mixed")

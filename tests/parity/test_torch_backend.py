@@ -432,3 +432,12 @@ def test_the_backend_says_what_it_loaded(backend, directory):
     assert (info.hidden_size, info.context_length) == (64, 1024)
     assert info.parameters == sum(parameter.numel() for parameter in backend.model.parameters())
     assert backend.peak_memory() is None
+
+
+def test_the_type_of_the_weights_is_that_of_the_model_not_of_its_heads(tmp_path):
+    from safetensors.torch import save_file
+
+    make_tiny_gemma(tmp_path)
+    save_file({"weight": torch.zeros(1, 2)}, tmp_path / "heads.safetensors")
+    info = load_torch("torch", tmp_path, device="cpu", dtype="float32").info
+    assert info.weights == "bfloat16"
