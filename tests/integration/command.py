@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,3 +18,8 @@ IN_TWO_PROCESSES = (
     "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
     "-m", "harness.cli",
 )  # fmt: skip
+
+
+def heed_interrupts() -> None:
+    """Popen's preexec_fn: a test run in the background ignores Ctrl-C, and so would what it starts."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)

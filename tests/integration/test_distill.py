@@ -16,7 +16,7 @@ import pytest
 
 from harness.data import TASKS, cached_split
 from harness.distillation.lines import ANSWERS, DocumentLine, LabelLine, document_hash, read_lines
-from tests.integration.command import RSG_HARNESS
+from tests.integration.command import RSG_HARNESS, heed_interrupts
 from tests.openai_server import TEACHER, Behaviour, OpenAIServer, picked
 
 Distill = Callable[..., subprocess.CompletedProcess[str]]
@@ -262,7 +262,7 @@ def test_an_interruption_keeps_what_was_answered(
     with OpenAIServer(Behaviour(seconds=0.1)) as server:
         process = subprocess.Popen(
             command(server, tmp_path / "out", "--tasks", "muserc", "--concurrency", "4"),
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts,
         )  # fmt: skip
         wait_for_lines(process, tmp_path / "out" / ANSWERS, 9)
         process.send_signal(number)

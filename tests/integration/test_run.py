@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.command import ONE_THREAD, RSG_HARNESS, Command
+from tests.integration.command import ONE_THREAD, RSG_HARNESS, Command, heed_interrupts
 
 NINE = ("lidirus", "rcb", "parus", "muserc", "terra", "russe", "rwsd", "danetqa", "rucos")
 MANY_UNITS = ("--dtype", "float32", "--batch-tokens", "256")
@@ -161,7 +161,7 @@ def test_ctrl_c_keeps_what_was_scored(
     tmp_path: Path, environment: dict[str, str], tiny_model: Path, finished: Path, rsg_harness: Command
 ) -> None:
     arguments: list[str | Path] = ["--model", tiny_model, "--output", tmp_path / "run", *MANY_UNITS]
-    process = start(arguments, tmp_path, environment)
+    process = start(arguments, tmp_path, environment, preexec_fn=heed_interrupts)
     wait_for_units(tmp_path / "run" / "progress.sqlite", 1, process)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
