@@ -185,13 +185,14 @@ def write_directory(directory: Path, contents: Mapping[str, bytes]) -> None:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def write_merged(directory: Path, source: Path, change: str) -> None:
+def write_merged(directory: Path, source: Path, change: str, name: str | None = None) -> None:
     """Makes a checkpoint of a directory that holds the fused and changed backbone of another checkpoint.
 
     Args:
         directory: config.json, model*.safetensors, tokenizer.
         source: the checkpoint that it was made from, whose heads, description and card are taken over.
         change: what was done to the backbone, a sentence for the card.
+        name: of the new checkpoint; None: as before, where a record tells the two apart by their weights.
     """
     checkpoint = read_checkpoint(source)
     shutil.copyfile(source / HEADS, directory / HEADS)
@@ -199,7 +200,11 @@ def write_merged(directory: Path, source: Path, change: str) -> None:
     (directory / "README.md").write_text(f"{card}\n{change}\n", encoding="utf-8")
     files = {HEADS, "config.json", *(file.name for file in directory.glob("model*.safetensors"))}
     merged = checkpoint.model_copy(
-        update={"adaptation": "merged", "files": {name: file_hash(directory / name) for name in sorted(files)}}
+        update={
+            "adaptation": "merged",
+            "name": name or checkpoint.name,
+            "files": {file: file_hash(directory / file) for file in sorted(files)},
+        }
     )
     (directory / DESCRIPTION).write_text(merged.model_dump_json(indent=2) + "\n", encoding="utf-8")
 

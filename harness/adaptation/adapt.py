@@ -175,7 +175,8 @@ def adapt(options: AdaptOptions, say: Callable[[str], None], progress: Progress,
         (scratch / ADAPTATION).write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
         (scratch / "README.md").write_text(_card(output.name, record), encoding="utf-8")
         if model.checkpoint is not None:
-            write_merged(scratch, model.checkpoint, f"Vocabulary pruned to {adapted.rows[1]:,} rows by rsg-harness.")
+            change = f"Vocabulary pruned to {adapted.rows[1]:,} rows by rsg-harness."
+            write_merged(scratch, model.checkpoint, change, output.name)
         scratch.chmod(0o755)
         scratch.rename(output)
     except OSError as error:

@@ -107,6 +107,7 @@ def test_a_checkpoint_keeps_its_heads_when_it_is_pruned(
         assert run.returncode == 0, run.stderr
     before, after = (read_record(tmp_path / f"run-{model}") for model in ("small", "pruned"))
     assert after.tasks["terra"].head == "classification"
+    assert (before.model.name, after.model.name) == ("small", "pruned")
     assert after.model.parameters < before.model.parameters
     compared = rsg_harness("compare", "run-small", "run-pruned")
     assert compared.returncode == 0, compared.stderr
