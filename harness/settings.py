@@ -3,7 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+
+from harness.errors import UserError
+
+
+def check_same_settings(directory: Path, before: Any, now: Any, hint: str) -> None:
+    """Refuses to go on with other settings.
+
+    Args:
+        directory: of the interrupted work.
+        before, now: its settings, and those asked for, as plain JSON values.
+        hint: what to do.
+
+    Raises:
+        UserError: they differ; says where.
+    """
+    differing = list(setting_differences(before, now))
+    if differing:
+        raise UserError(f"{directory} was started with other settings: {'; '.join(differing)}", hint)
 
 
 def setting_differences(before: Any, now: Any, path: str = "") -> Iterator[str]:

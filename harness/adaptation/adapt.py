@@ -30,7 +30,7 @@ from harness.evaluation import provenance
 from harness.evaluation.options import Progress
 from harness.evaluation.record import write_atomically
 from harness.models import LocalModel, resolve_model
-from harness.settings import setting_differences
+from harness.settings import check_same_settings
 from harness.training.card import NOTICE
 from harness.units import MIB
 
@@ -92,15 +92,15 @@ def analyse(options: AdaptOptions, say: Callable[[str], None] = lambda text: Non
     model, tokenizer, present = _open(options, say)
     corpora = _read(options, say)
     names = [(corpus.name, [*corpus.texts, *corpus.held_out]) for corpus in corpora]
-    names += [(f"{task} train ({options.data})", texts) for task, texts in task_texts(options.data).items()]
-    kinds = {"pruned": dataclasses.replace(options, prune=True, new_tokens=0)}
+    names += [(f"{task} train ({options.data})", found) for task, found in task_texts(options.data).items()]
+    texts = [text for corpus in corpora for text in corpus.texts]
+    made = {"pruned": _pruned(tokenizer, present, texts, options.min_count, say)}
     if options.new_tokens:
-        kinds["extended"] = dataclasses.replace(options, prune=False)
-        kinds["pruned and extended"] = dataclasses.replace(options, prune=True)
-    made = {name: _new_vocabulary(kind, tokenizer, present, corpora, say) for name, kind in kinds.items()}
+        made["extended"] = _extended(_whole(tokenizer), texts, options.new_tokens, say)
+        made["pruned and extended"] = _extended(made["pruned"], texts, options.new_tokens, say)
     tokenizers = {"as it is": present} | {name: _loaded(new.tokenizer) for name, new in made.items()}
     uses = {
-        name: [text_use(title, loaded, texts) for title, texts in names]
+        name: [text_use(title, loaded, found) for title, found in names]
         for name, loaded in tokenizers.items()
         if name in ("as it is", "extended")
     }
@@ -147,7 +147,12 @@ def adapt(options: AdaptOptions, say: Callable[[str], None], progress: Progress,
     corpora = _read(options, say)
     if options.training.steps:
         _agree(work, options, model, corpora)
-    new = _new_vocabulary(options, tokenizer, present, corpora, say)
+    corpus_texts = [text for corpus in corpora for text in corpus.texts]
+    new = _whole(tokenizer)
+    if options.prune:
+        new = _pruned(tokenizer, present, corpus_texts, options.min_count, say)
+    if options.new_tokens:  # which stand for runs of tokens that are kept
+        new = _extended(new, corpus_texts, options.new_tokens, say)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
@@ -161,7 +166,7 @@ def adapt(options: AdaptOptions, say: Callable[[str], None], progress: Progress,
         start = None
         if options.training.steps:
             start = text_figures(scratch, texts, progress)
-            learned = [text for corpus in corpora for text in corpus.texts if russian_share([text]) > 0.5]
+            learned = [text for text in corpus_texts if russian_share([text]) > 0.5]
             pretrain(scratch, len(new.kept), learned, options.training, work, training_bar)
         before, after = (text_figures(path, texts, progress) for path in (model.path, scratch))
         adapted = Adapted(
@@ -173,8 +178,9 @@ def adapt(options: AdaptOptions, say: Callable[[str], None], progress: Progress,
         )
         record = _record(options, model, corpora, new, adapted, start)
         (scratch / ADAPTATION).write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-        (scratch / "README.md").write_text(_card(output.name, record), encoding="utf-8")
-        if model.checkpoint is not None:
+        if model.checkpoint is None:
+            (scratch / "README.md").write_text(_card(output.name, record), encoding="utf-8")
+        else:
             change = f"Vocabulary pruned to {adapted.rows[1]:,} rows by rsg-harness."
             write_merged(scratch, model.checkpoint, change, output.name)
         scratch.chmod(0o755)
@@ -228,26 +234,25 @@ def _read(options: AdaptOptions, say: Callable[[str], None]) -> list[Corpus]:
     return corpora
 
 
-def _new_vocabulary(
-    options: AdaptOptions,
-    tokenizer: dict[str, Any],
-    present: Tokenizer,
-    corpora: Sequence[Corpus],
-    say: Callable[[str], None],
+def _whole(tokenizer: dict[str, Any]) -> _Vocabulary:
+    """The vocabulary as it is."""
+    return _Vocabulary(tokenizer, list(range(tokenizer_file.size(tokenizer))), [])
+
+
+def _pruned(
+    tokenizer: dict[str, Any], present: Tokenizer, texts: Sequence[str], min_count: int, say: Callable[[str], None]
 ) -> _Vocabulary:
-    """Pruned first, then extended: new tokens stand for runs of tokens that are kept."""
-    kept = list(range(tokenizer_file.size(tokenizer)))
-    texts = [text for corpus in corpora for text in corpus.texts]
-    if options.prune:
-        counts = count_tokens(present, texts)
-        used = {number for number, count in counts.items() if count >= options.min_count}
-        kept = sorted(tokenizer_file.with_derivations(tokenizer, used | tokenizer_file.always_kept(tokenizer)))
-        tokenizer = tokenizer_file.pruned(tokenizer, kept)
-        say(f"pruned: {len(kept):,} rows stay, {len(used):,} of them used by the corpora")
-    if not options.new_tokens:
-        return _Vocabulary(tokenizer, kept, [])
-    merges = learn_merges(_loaded(tokenizer), texts, options.new_tokens)
-    new = _Vocabulary(tokenizer_file.extended(tokenizer, merges), kept, merges)
+    """What the texts use so often, and what belongs to it."""
+    used = {number for number, count in count_tokens(present, texts).items() if count >= min_count}
+    kept = sorted(tokenizer_file.with_derivations(tokenizer, used | tokenizer_file.always_kept(tokenizer)))
+    say(f"pruned: {len(kept):,} rows stay, {len(used):,} of them used by the corpora")
+    return _Vocabulary(tokenizer_file.pruned(tokenizer, kept), kept, [])
+
+
+def _extended(old: _Vocabulary, texts: Sequence[str], count: int, say: Callable[[str], None]) -> _Vocabulary:
+    """The vocabulary with so many more tokens, learned from the texts."""
+    merges = learn_merges(_loaded(old.tokenizer), texts, count)
+    new = _Vocabulary(tokenizer_file.extended(old.tokenizer, merges), old.kept, merges)
     say(f"extended: {new.new_tokens:,} new tokens, the first of them {', '.join(map(''.join, merges[:5]))}")
     return new
 
@@ -283,12 +288,8 @@ def _agree(work: Path, options: AdaptOptions, model: LocalModel, corpora: Sequen
         return
     if not path.exists():
         raise UserError(f"no adaptation to resume in {work}", "leave out --resume, or name its --output")
-    differing = list(setting_differences(json.loads(path.read_text(encoding="utf-8")), settings))
-    if differing:
-        raise UserError(
-            f"{work} was started with other settings: {'; '.join(differing)}",
-            "repeat its settings, or adapt to another --output",
-        )
+    before = json.loads(path.read_text(encoding="utf-8"))
+    check_same_settings(work, before, settings, "repeat its settings, or adapt to another --output")
 
 
 def _record(

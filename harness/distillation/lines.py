@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from harness.data.jsonlines import read_objects
 from harness.errors import UserError
 from harness.evaluation.record import write_atomically
-from harness.settings import setting_differences
+from harness.settings import check_same_settings
 
 SETTINGS = "settings.json"
 ANSWERS = "answers.jsonl"
@@ -229,9 +229,5 @@ class AnswerFile:
 def _agree(directory: Path, settings: dict[str, Any], resume: bool) -> None:
     if not resume:
         raise UserError(f"{directory} holds a distillation", "go on with --resume, or name another --output")
-    differing = list(setting_differences(read_settings(directory), settings))
-    if differing:
-        raise UserError(
-            f"{directory} was started with other settings: {'; '.join(differing)}",
-            "repeat its settings, or name another --output",
-        )
+    hint = "repeat its settings, or name another --output"
+    check_same_settings(directory, read_settings(directory), settings, hint)

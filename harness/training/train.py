@@ -19,7 +19,7 @@ from harness.distillation.labels import DistilledData, read_distilled
 from harness.errors import UserError
 from harness.evaluation.record import write_atomically
 from harness.models import KEPT_CHECKPOINTS, LocalModel, resolve_model
-from harness.settings import setting_differences
+from harness.settings import check_same_settings
 from harness.training.board import Board
 from harness.training.data import Splits, TrainingData, load_splits, prepare
 from harness.training.frozen import FrozenStates
@@ -180,12 +180,7 @@ def _agree(work: Path, settings: dict[str, Any], resume: bool) -> None:
         write_atomically(path, json.dumps(settings, ensure_ascii=False, indent=2))
         return
     before = json.loads(path.read_text(encoding="utf-8"))
-    differing = list(setting_differences(before, settings))
-    if differing:
-        raise UserError(
-            f"{work} was started with other settings: {'; '.join(differing)}",
-            "repeat its recipe and data, or train to another --output",
-        )
+    check_same_settings(work, before, settings, "repeat its recipe and data, or train to another --output")
 
 
 def _start_heads(model: MultitaskModel, data: TrainingData, tokenizer: Any) -> None:
