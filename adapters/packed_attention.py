@@ -13,7 +13,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from adapters.cpu_attention import grouped_attention
+from adapters.torch_attention import grouped_attention
 
 PACKED_ATTENTION = "rsg_packed"
 

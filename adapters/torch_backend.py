@@ -19,8 +19,8 @@ from safetensors import SafetensorError
 from transformers import DynamicCache, Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedTokenizerFast
 
 from adapters.base import Backend, BackendInfo, OutOfMemory, Prefix, Sampling, UserError
-from adapters.cpu_attention import CPU_ATTENTION
 from adapters.text import GrowingAnswer, end_tokens, growing_answers
+from adapters.torch_attention import CPU_ATTENTION
 
 # Rows of the vocabulary matrix that are cast to float32 at a time: 16,384 rows of a 1,152-wide model are 75 MB.
 VOCABULARY_CHUNK = 16_384

@@ -18,7 +18,7 @@ from adapters.base import UserError
 
 if TYPE_CHECKING:
     from harness.evaluation.options import RunOptions
-    from harness.evaluation.record import RunRecord
+    from harness.records.run import RunRecord
 
 _EPILOG = """\
 examples:
@@ -512,8 +512,8 @@ def _run_with_bars(options: RunOptions) -> tuple[RunRecord, Path]:
 
 def _sweep(args: argparse.Namespace) -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
+    from harness.evaluation.sweep import sweep, sweep_table
     from harness.processes import run_apart, started_processes
-    from harness.quantization.sweep import sweep, sweep_table
 
     # Processes of a launcher are bound to each other and stay what they are.
     alone = started_processes().size == 1
@@ -570,7 +570,7 @@ def _distill(args: argparse.Namespace) -> None:
 
 def _predict(args: argparse.Namespace) -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
-    from harness.predict import Predictor, make_document, timed_answer
+    from harness.evaluation.predict import Predictor, make_document, timed_answer
     from harness.reports.tables import answer_table
 
     fields = {name: getattr(args, name) for name in _FIELD_HELP}
@@ -635,7 +635,7 @@ def _quantize(args: argparse.Namespace) -> None:
 
     if args.method not in SAMPLES:  # where mlx-lm's own bars are all that tells how far it is
         os.environ.setdefault("TQDM_DISABLE", "1")
-    from harness.units import MIB
+    from harness.files import MIB
 
     options = QuantizeOptions(
         output=args.output,
@@ -661,7 +661,7 @@ def _quantize(args: argparse.Namespace) -> None:
 def _tasks(args: argparse.Namespace) -> None:
     from tabulate import tabulate
 
-    from harness.evaluation.catalogue import task_files
+    from harness.tasks.prompts import task_files
 
     rows = [[file.name, file.full_name, ", ".join(file.prompts), file.description] for file in task_files().values()]
     print(tabulate(rows, headers=["task", "in lm-eval", "prompts (default first)", "what it asks"]))

@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from adapters.registry import BACKENDS, BackendKind, is_installed, metal_is_there, pick_execution
-from harness.cache import cache_dir
 from harness.data import TASKS
 from harness.data.official import DIRECTORIES as OFFICIAL_NAMES
-from harness.evaluation import provenance
-from harness.evaluation.record import RESULTS
 from harness.evaluation.resume import RUNS_DIR
-from harness.models import EMBEDDED_PACKAGE, embedded_version
-from harness.units import GIB
+from harness.files import GIB, cache_dir
+from harness.models.resolve import EMBEDDED_PACKAGE, embedded_version
+from harness.records import provenance
+from harness.records.run import RESULTS
 
 DISTRIBUTION = "rsg-harness"
 # Room for gemma-3-1b in bfloat16 (2 GB) and a quantised copy or two.

@@ -1,32 +1,85 @@
-"""The settings of work that may be interrupted: it goes on only with the same."""
+"""The settings of work that may be interrupted: resumed work must have those that it was started with."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
+from harness.files import write_atomically
+
+SETTINGS = "settings.json"
 
 
-def check_same_settings(directory: Path, before: Any, now: Any, hint: str) -> None:
-    """Refuses to go on with other settings.
+def agree_on_settings(directory: Path, settings: dict[str, Any], *, resume: bool, what: str) -> None:
+    """Keep the settings of new work in its directory, or hold those of resumed work against the kept ones.
 
     Args:
-        directory: of the interrupted work.
-        before, now: its settings, and those asked for, as plain JSON values.
-        hint: what to do.
+        directory: Of the work; made if missing.
+        settings: Everything that decides the result, as plain JSON values.
+        resume: Whether the user wants to continue.
+        what: The work in words, for messages: "training run".
 
     Raises:
-        UserError: they differ; says where.
+        UserError: Unfinished work is in the way, there is none to resume, its settings differ, or the directory
+            cannot be written.
     """
-    differing = list(setting_differences(before, now))
+    path = directory / SETTINGS
+    if not resume:
+        if path.exists():
+            raise UserError(f"{directory} holds an unfinished {what}", "continue it with --resume, or remove it")
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write to {directory}: {error.strerror}", "name another --output") from error
+        write_atomically(path, json.dumps(settings, ensure_ascii=False, indent=2) + "\n")
+        return
+    if not path.exists():
+        raise UserError(f"no {what} to resume in {directory}", "leave out --resume, or name its --output")
+    check_same_settings(directory, read_settings(directory), settings)
+
+
+def read_settings(directory: Path) -> dict[str, Any]:
+    """Return the settings that work in this directory was started with.
+
+    Raises:
+        UserError: The directory holds none, or the file is damaged.
+    """
+    path = directory / SETTINGS
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{directory} holds no {SETTINGS}", "name the directory of earlier work") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}", "name another --output") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"{path} holds no settings", "name another --output")
+    return settings
+
+
+def check_same_settings(directory: Path, before: Any, now: Any) -> None:
+    """Refuse to continue with other settings.
+
+    Args:
+        directory: Of the interrupted work, for the message.
+        before: Its settings, as plain JSON values.
+        now: The settings asked for.
+
+    Raises:
+        UserError: They differ; the message lists where.
+    """
+    differing = list(setting_differences(before, json.loads(json.dumps(now))))
     if differing:
-        raise UserError(f"{directory} was started with other settings: {'; '.join(differing)}", hint)
+        raise UserError(
+            f"{directory} was started with other settings: {'; '.join(differing)}",
+            "repeat its settings, or name another --output",
+        )
 
 
 def setting_differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
-    """Where two trees of plain JSON values differ, each place with both values, shortened."""
+    """Yield each place where two trees of plain JSON values differ, with both values, shortened."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in {**before, **now}:
             yield from setting_differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)

@@ -1,12 +1,14 @@
-"""What the task files name with `!function`: data, few-shot examples, answers, figures.
+"""The functions that task files name with `!function`: data, few-shot examples, answers, metrics.
 
-Works in `rsg-harness run` and under plain `lm_eval run --include_path task_configs`, which passes settings with
+They work in `rsg-harness run` and under plain `lm_eval run --include_path task_configs`, which passes settings with
 `--metadata '{"data": "path/to/official"}'` or takes the directory from the environment variable RSG_DATA.
+
+lm-eval does not tell these functions which task they work for, so every document carries its task's name, and so does
+every item that the metrics read.
 """
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -15,8 +17,9 @@ from lm_eval.api.samplers import ContextSampler
 
 from harness.data import cached_split
 from harness.data.sampling import draw_shots, fewshot_pool, sample_documents
-from harness.evaluation.answers import parse_choice, parse_entity, pick_choice, to_item
-from harness.evaluation.metrics import METRICS, Item, compute
+from harness.tasks import get_task
+from harness.tasks.answers import parse_choice, parse_entity, pick_choice
+from harness.tasks.metrics import Item, compute
 
 FEWSHOT_SEED = 1234  # lm-eval's own default
 
@@ -30,14 +33,15 @@ def load_dataset(
     num_fewshot: int | None = None,
     **_: Any,
 ) -> dict[str, Any]:
-    """The documents of a task, for lm-eval's `custom_dataset`.
+    """Load a task's documents, for lm-eval's `custom_dataset`.
 
     Args:
-        task: short name, from the YAML's `dataset_kwargs`.
+        task: The task's name, from the YAML's `dataset_kwargs`.
         data: mini, hub, hub:DIR or an official directory; default: RSG_DATA, else mini.
-        split: train, validation or test (LiDiRus has one file and ignores it).
-        limit: this many documents, evenly sampled by the seed.
-        num_fewshot: known beforehand in a run of ours; 0 leaves the train split unread.
+        split: train, validation or test; a test set has one split, which validation reads too.
+        limit: This many documents, evenly sampled by the seed.
+        seed: Of the sample and of the few-shot examples.
+        num_fewshot: Known beforehand in a run of ours; 0 leaves the train split unread.
 
     Returns:
         {"evaluated": Dataset, "fewshot": list of rows}.
@@ -45,14 +49,15 @@ def load_dataset(
     import datasets
 
     source = data or os.environ.get("RSG_DATA") or "mini"
-    rows = [document.row() for document in cached_split(task, "test" if task == "lidirus" else split, source).documents]
+    found = cached_split(task, get_task(task).split(split), source)
+    rows = [document.row() for document in found.documents]
     pool = [] if num_fewshot == 0 else fewshot_pool(task, source)
-    if split == "train" and num_fewshot and task != "lidirus":
+    if found.split == "train" and num_fewshot:
         shown = [row["idx"] for row in draw_shots(pool, num_fewshot, seed)]
         rows = [row for row in rows if row["idx"] not in shown]
     if limit is not None:
         rows = sample_documents(rows, limit, seed)
-    return {"evaluated": datasets.Dataset.from_list(rows), "fewshot": pool}
+    return {"evaluated": datasets.Dataset.from_list([{"task": task, **row} for row in rows]), "fewshot": pool}
 
 
 class FixedShots(ContextSampler):
@@ -76,29 +81,22 @@ class FixedShots(ContextSampler):
         return self._shots[n]
 
 
-def _items(task: str, doc: dict[str, Any], prediction: int | str | None) -> dict[str, Any]:
-    item = to_item(task, doc, prediction)
-    return dict.fromkeys(METRICS[task], item)
-
-
-def _by_likelihood(task: str, doc: dict[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, Any]:
+def by_likelihood(doc: dict[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, Item]:
+    """Turn the choices' log-probabilities into an item for every metric, for lm-eval's `process_results`."""
     chosen = pick_choice([logprob for logprob, _ in results])
-    return _items(task, doc, doc["entities"][chosen] if task == "rucos" else chosen)
+    return _items(doc, get_task(doc["task"]).prediction(doc, chosen))
 
 
-def _by_text(task: str, doc: dict[str, Any], results: Sequence[str]) -> dict[str, Any]:
-    if task == "rucos":
-        return _items(task, doc, parse_entity(results[0], doc["entities"]))
-    return _items(task, doc, parse_choice(results[0], generated_choices(task, doc)))
+def by_text(doc: dict[str, Any], results: Sequence[str]) -> dict[str, Item]:
+    """Turn a generated answer into an item for every metric, for lm-eval's `process_results`."""
+    task = get_task(doc["task"])
+    read = parse_entity if task.choices else parse_choice
+    return _items(doc, read(results[0], doc[task.choices] if task.choices else task.generated))
 
 
-def generated_choices(task: str, doc: dict[str, Any]) -> list[str]:
-    """What a generated answer may name, in the order of the labels."""
-    if task == "parus":
-        return ["1", "2"]
-    if task == "rcb":
-        return ["да", "нет", "неизвестно"]
-    return ["да", "нет"] if task in ("terra", "lidirus") else ["нет", "да"]
+def _items(doc: dict[str, Any], prediction: int | str | None) -> dict[str, Item]:
+    task = get_task(doc["task"])
+    return dict.fromkeys(task.metrics, task.item(doc, prediction))
 
 
 def rucos_queries(doc: dict[str, Any]) -> list[str]:
@@ -133,16 +131,54 @@ def rucos_target(doc: dict[str, Any]) -> int:
     return next((index for index, entity in enumerate(doc["entities"]) if entity in doc["answers"]), 0)
 
 
-def _score(task: str, metric: str, items: Sequence[Item]) -> float:
-    """A metric over all documents with a known answer; NaN where every answer is hidden."""
+# One function for each metric's name, for lm-eval's `aggregation`.
+
+
+def rsg(items: Sequence[Item]) -> float:
+    return _compute("rsg", items)
+
+
+def acc(items: Sequence[Item]) -> float:
+    return _compute("acc", items)
+
+
+def macro_f1(items: Sequence[Item]) -> float:
+    return _compute("macro_f1", items)
+
+
+def f1a(items: Sequence[Item]) -> float:
+    return _compute("f1a", items)
+
+
+def em(items: Sequence[Item]) -> float:
+    return _compute("em", items)
+
+
+def f1(items: Sequence[Item]) -> float:
+    return _compute("f1", items)
+
+
+def mcc(items: Sequence[Item]) -> float:
+    return _compute("mcc", items)
+
+
+def mcc_knowledge(items: Sequence[Item]) -> float:
+    return _compute("mcc_knowledge", items)
+
+
+def mcc_lexical_semantics(items: Sequence[Item]) -> float:
+    return _compute("mcc_lexical_semantics", items)
+
+
+def mcc_logic(items: Sequence[Item]) -> float:
+    return _compute("mcc_logic", items)
+
+
+def mcc_predicate_argument_structure(items: Sequence[Item]) -> float:
+    return _compute("mcc_predicate_argument_structure", items)
+
+
+def _compute(metric: str, items: Sequence[Item]) -> float:
+    """Compute a metric over all documents with a known answer; NaN where every answer is hidden."""
     known = [item for item in items if item.gold is not None]
-    return compute(METRICS[task][metric], known) if known else float("nan")
-
-
-# lm-eval calls these without the task's name, so each task has functions of its own:
-# likelihood_TASK and generated_TASK for `process_results`, score_TASK_METRIC for `aggregation`.
-for _task, _metrics in METRICS.items():
-    globals()[f"likelihood_{_task}"] = functools.partial(_by_likelihood, _task)
-    globals()[f"generated_{_task}"] = functools.partial(_by_text, _task)
-    for _metric in _metrics:
-        globals()[f"score_{_task}_{_metric}"] = functools.partial(_score, _task, _metric)
+    return compute(get_task(known[0].task).metrics[metric], known) if known else float("nan")

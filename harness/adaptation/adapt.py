@@ -24,15 +24,14 @@ from harness.adaptation.merges import learn_merges
 from harness.adaptation.model_files import write_model
 from harness.adaptation.new_rows import start_rows
 from harness.adaptation.pretrain import Pretraining, pretrain
-from harness.checkpoint import write_merged
 from harness.errors import UserError
-from harness.evaluation import provenance
 from harness.evaluation.options import Progress
-from harness.evaluation.record import write_atomically
-from harness.models import LocalModel, resolve_model
+from harness.files import MIB, write_atomically
+from harness.models.checkpoint import write_merged
+from harness.models.resolve import LocalModel, resolve_model
+from harness.records import provenance
 from harness.settings import check_same_settings
 from harness.training.card import NOTICE
-from harness.units import MIB
 
 ADAPTATION = "adaptation.json"
 _SETTINGS = "settings.json"

@@ -11,7 +11,7 @@ from pathlib import Path
 from harness.data import TASKS, cached_split
 from harness.data.jsonlines import read_objects
 from harness.errors import UserError
-from harness.predict import FIELDS
+from harness.evaluation.predict import FIELDS
 
 # What is read of a directory.
 SUFFIXES = (".txt", ".md", ".rst", ".jsonl", ".py")

@@ -7,7 +7,7 @@ from pathlib import Path
 from harness.bot.texts import say
 from harness.data.official import DIRECTORIES as TASK_NAMES
 from harness.errors import UserError
-from harness.predict import Predictor
+from harness.evaluation.predict import Predictor
 from harness.reports.leaderboard_rows import Row, build_leaderboard
 from harness.reports.tables import estimate_text
 

@@ -15,7 +15,7 @@ from harness.bot.store import Dialogue, NameTaken, Store, Turn
 from harness.bot.texts import CHOICES, TASKS, choice_name, language_of, say
 from harness.data import LABELS, cached_split
 from harness.data.official import DIRECTORIES as TASK_NAMES
-from harness.predict import FIELDS, GAP, Answer, split_entities
+from harness.evaluation.predict import FIELDS, GAP, Answer, split_entities
 
 MAX_CHARACTERS = 4000  # of a field, a question, a message
 MAX_NAME = 64

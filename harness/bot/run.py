@@ -17,9 +17,9 @@ from harness.bot.conversation import Conversation
 from harness.bot.service import Limits, Service
 from harness.bot.serving import ModelWorker
 from harness.bot.store import Store
-from harness.cache import cache_dir
 from harness.errors import UserError
-from harness.predict import Predictor
+from harness.evaluation.predict import Predictor
+from harness.files import cache_dir
 
 TOKEN_VARIABLE = "TELEGRAM_BOT_TOKEN"
 _TOKEN = re.compile(r"\d+:[\w-]{20,}")

@@ -20,8 +20,8 @@ from typing import Any
 from adapters.base import OutOfMemory, Sampling
 from harness.bot.conversation import ChatJob, QuestionJob
 from harness.bot.store import Turn
-from harness.evaluation.rendering import chat_text, uses_chat_template
-from harness.predict import Answer, Predictor, timed_answer
+from harness.evaluation.predict import Answer, Predictor, timed_answer
+from harness.tasks.rendering import chat_text, uses_chat_template
 
 log = logging.getLogger(__name__)
 

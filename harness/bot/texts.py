@@ -203,7 +203,7 @@ _EN: dict[str, str] = {
 
 LANGUAGES: Mapping[str, Mapping[str, str]] = MappingProxyType({"ru": _RU, "en": _EN})
 
-# task -> what it asks, and a request for each of its fields in the order of harness.predict.FIELDS.
+# task -> what it asks, and a request for each of its fields in the order of harness.evaluation.predict.FIELDS.
 TASKS: Mapping[str, Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
         "ru": {

@@ -1,29 +1,10 @@
-"""Russian SuperGLUE documents: official files, the hub's parquet branch and the bundled mini set, one schema a task.
+"""Documents of the tasks: official files, the hub's parquet branch and the bundled mini set.
 
-Importing this package loads neither pyarrow nor huggingface_hub; they wait for the first split that needs them.
+Importing this package loads neither pyarrow nor huggingface_hub; both wait for the first split that needs them.
 """
 
 from __future__ import annotations
 
-from harness.data.schema import DOCUMENTS, LABELS, TASKS, Document
-from harness.data.sources import (
-    SPLITS,
-    Split,
-    cached_split,
-    document_key,
-    fingerprint,
-    load_split,
-)
+from harness.data.sources import Split, cached_split, fingerprint, load_split
 
-__all__ = [
-    "DOCUMENTS",
-    "LABELS",
-    "SPLITS",
-    "TASKS",
-    "Document",
-    "Split",
-    "cached_split",
-    "document_key",
-    "fingerprint",
-    "load_split",
-]
+__all__ = ["Split", "cached_split", "fingerprint", "load_split"]

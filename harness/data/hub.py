@@ -9,44 +9,39 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
-from harness.data.canonical import canonical, describe
-from harness.data.labels import LabelError, hub_label
-from harness.data.schema import DOCUMENTS, Document
 from harness.errors import UserError
+from harness.tasks.document import Document, LabelError, Row, describe
+from harness.tasks.task import Task
 
 REPOSITORY = "RussianNLP/russian_super_glue"
 REVISION = "refs/convert/parquet"
 _OFFLINE_HINT = "without the hub: --data mini, or --data with the path of the unpacked official archive"
 
-# The hub's script looked for `negation` only and wrote "" for the two RCB train rows that have the key `no_negation`.
-_LOST_NEGATION = {36: "no_negation", 354: "negation"}
-
 _BATCH_ROWS = 1000  # rows turned into Python objects at a time; a RuCoS row is about 10 kB
 
 
-def load_hub(task: str, split: str, root: Path | None = None) -> tuple[tuple[Document, ...], str]:
-    """The documents of one split and a description of where they come from.
+def load_hub(task: Task, split: str, root: Path | None = None) -> tuple[tuple[Document, ...], str]:
+    """Return the documents of one split and a description of where they come from.
 
     Args:
-        task: one of `TASKS`.
-        split: "train", "validation" or "test".
-        root: a local directory in the hub's layout, or None for the hub itself.
+        task: The task.
+        split: One of its splits.
+        root: A local directory in the hub's layout, or None for the hub itself.
 
     Raises:
-        UserError: no network, no such files, or damaged ones.
+        UserError: No network, no such files, or damaged ones.
     """
     if root is not None:
         return _load_directory(task, split, root), f"hub:{root}"
-    snapshot = _download(task, split)
+    snapshot = _download(task.name, split)
     return _load_directory(task, split, snapshot), f"{REPOSITORY} {REVISION} {snapshot.name}"
 
 
 def _download(task: str, split: str) -> Path:
-    """The local snapshot, named after the commit; a cached one if the network fails."""
+    """Return the local snapshot, named after the commit; a cached one if the network fails."""
     import huggingface_hub
     from huggingface_hub import errors
 
@@ -70,8 +65,8 @@ def _download(task: str, split: str) -> Path:
     return Path(snapshot)
 
 
-def _load_directory(task: str, split: str, root: Path) -> tuple[Document, ...]:
-    directory = root / task / split
+def _load_directory(task: Task, split: str, root: Path) -> tuple[Document, ...]:
+    directory = root / task.name / split
     shards = sorted(directory.glob("*.parquet"))
     if not shards:
         raise UserError(f"no parquet files in {directory}", f"expected 0000.parquet there; {_OFFLINE_HINT}")
@@ -81,39 +76,29 @@ def _load_directory(task: str, split: str, root: Path) -> tuple[Document, ...]:
     return documents
 
 
-def _read_shard(task: str, split: str, path: Path) -> Iterator[Document]:
-    paragraph = ""
+def _read_shard(task: Task, split: str, path: Path) -> Iterator[Document]:
+    before: Row = {}
     for number, (row, names) in enumerate(_rows(task, path), start=1):
-        if task == "muserc" and row.get("paragraph") == paragraph:
-            row["paragraph"] = paragraph  # one string for all answers of a paragraph, not a copy each
+        # One string for all rows that share a paragraph, not a copy each.
+        row = {name: before[name] if before.get(name) == value else value for name, value in row.items()}
+        before = dict(row)
         try:
-            document = canonical(task, _official_values(task, split, row, names))
+            if "label" in row:
+                row["label"] = task.hub_label_index(row["label"], names)
+            document = task.parse(task.read_hub(row, split))
         except ValidationError as error:
             raise UserError(f"{path}, row {number}: {describe(error)}") from error
         except LabelError as error:
             raise UserError(f"{path}, row {number}: {error}") from error
-        paragraph = getattr(document, "paragraph", "")
         yield document
 
 
-def _official_values(task: str, split: str, row: dict[str, Any], names: list[str] | None) -> dict[str, Any]:
-    """The row with its values as the official files have them."""
-    if task == "rucos":
-        # Parquet gives lists, the schema wants tuples; anything else is left for the schema to refuse.
-        return {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
-    if "label" in row:
-        row["label"] = hub_label(task, row["label"], names)
-    if task == "rcb" and split == "train" and row.get("negation") == "":
-        row["negation"] = _LOST_NEGATION.get(row.get("idx", -1), "")
-    return row
-
-
-def _rows(task: str, path: Path) -> Iterator[tuple[dict[str, Any], list[str] | None]]:
-    """Rows as dicts, each with the label's class names in the file's order (None if the file does not tell)."""
+def _rows(task: Task, path: Path) -> Iterator[tuple[Row, list[str] | None]]:
+    """Yield rows, each with the label's class names in the file's order (None if the file does not tell)."""
     import pyarrow
     import pyarrow.parquet
 
-    wanted = set(DOCUMENTS[task].model_fields)
+    wanted = set(task.document.model_fields)
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             names = _class_names(file.schema_arrow.metadata)

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from harness.data.labels import short
 from harness.errors import UserError
+from harness.text import short
 
 
 def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

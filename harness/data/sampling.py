@@ -5,23 +5,20 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Hashable, Sequence
-from typing import Any
 
-from harness.data.sources import cached_split, document_key
-
-Row = dict[str, Any]
+from harness.data.sources import cached_split
+from harness.tasks import Row, document_key, get_task
 
 
 def fewshot_pool(task: str, source: str) -> list[Row]:
-    """Train documents to draw few-shot examples from. LiDiRus has none: it borrows TERRa's, which ask the same."""
-    if task != "lidirus":
-        return [document.row() for document in cached_split(task, "train", source).documents]
-    rows = [document.row() for document in cached_split("terra", "train", source).documents]
-    return [{"sentence1": row["premise"], "sentence2": row["hypothesis"], **row} for row in rows]
+    """Return train documents to draw few-shot examples from; a test set borrows those of the task it is answered by."""
+    found = get_task(task)
+    rows = [document.row() for document in cached_split(found.head_owner, "train", source).documents]
+    return [{**{own: row[other] for own, other in found.borrowed_columns.items()}, **row} for row in rows]
 
 
 def sample_documents(rows: Sequence[Row], limit: int, seed: int) -> list[Row]:
-    """All rows of `limit` documents, evenly spread: one drawn from each of `limit` equal stretches of the file.
+    """Return all rows of `limit` documents, evenly spread: one drawn from each of `limit` equal stretches of the file.
 
     The order of the file is kept. With a limit at or above the number of documents all rows come back.
     """
@@ -35,7 +32,7 @@ def sample_documents(rows: Sequence[Row], limit: int, seed: int) -> list[Row]:
 
 
 def draw_shots(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
-    """`count` few-shot examples with balanced labels, in an order that the seed fixes.
+    """Draw `count` few-shot examples with balanced labels, in an order that the seed fixes.
 
     Labels take turns, so their numbers differ by at most one; tasks without labels (RuCoS) are drawn at large.
     Of MuSeRC at most one answer a paragraph is drawn, so that no long text is shown twice.
@@ -50,7 +47,7 @@ def draw_shots(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
     for row in shuffled:
         by_label.setdefault(row.get("label"), []).append(row)
     queues = [by_label[label] for label in sorted(by_label, key=str)]
-    rng.shuffle(queues)  # who begins has one more of an odd number
+    rng.shuffle(queues)  # the first one has one more if the number is odd
     shots: list[Row] = []
     seen: set[Hashable] = set()
     while len(shots) < count and any(queues):

@@ -6,35 +6,16 @@ import difflib
 import functools
 import hashlib
 import json
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 
 from harness.data.hub import load_hub
 from harness.data.official import load_official
-from harness.data.schema import TASKS, Document
 from harness.errors import UserError, nearest_hint
+from harness.tasks import SPLITS, Document, Task, document_key, get_task
 
-SPLITS = ("train", "validation", "test")
 MINI_ROOT = Path(__file__).parent / "mini"
-
-# Examples in train, validation, test of version 1.1, as published. MuSeRC: answers; RuCoS: queries.
-OFFICIAL_SIZES: Mapping[str, tuple[int, int, int]] = MappingProxyType(
-    {
-        "lidirus": (0, 0, 1104),
-        "rcb": (438, 220, 438),
-        "parus": (400, 100, 500),
-        "muserc": (11950, 2235, 7614),
-        "terra": (2616, 307, 3198),
-        "russe": (19845, 8505, 18892),
-        "rwsd": (606, 204, 154),
-        "danetqa": (1749, 821, 805),
-        "rucos": (72193, 7577, 7257),
-    }
-)
-OFFICIAL_MUSERC_PARAGRAPHS = (500, 100, 322)
 
 
 @dataclass(frozen=True)
@@ -50,29 +31,23 @@ class Split:
 
 
 def load_split(task: str, split: str, source: str) -> Split:
-    """Loads a split.
+    """Load a split.
 
     Args:
-        task: one of `TASKS`.
-        split: one of `SPLITS`. LiDiRus has a test split only, which "validation" reads too.
+        task: The task's name.
+        split: One of `SPLITS`. A test set (LiDiRus) has one split, which "validation" reads too.
         source: "mini", "hub", "hub:PATH" (a directory in the hub's parquet layout) or the path of an unpacked official
             archive.
 
     Raises:
-        UserError: an unknown name, or data that are missing or damaged.
+        UserError: An unknown name, or data that are missing or damaged.
     """
-    if task not in TASKS:
-        raise UserError(f"no task {task}", nearest_hint(task, TASKS, "tasks"))
+    found = get_task(task)
     if split not in SPLITS:
         raise UserError(f"no split {split}", nearest_hint(split, SPLITS, "splits"))
-    if task == "lidirus":
-        if split == "train":
-            raise UserError(
-                "lidirus is a test set and has no train split", "train on other tasks, terra is the nearest"
-            )
-        split = "test"
-    documents, description = _load(task, split, source)
-    warnings = () if source == "mini" else _size_warnings(task, split, documents)
+    split = found.split(split)
+    documents, description = _load(found, split, source)
+    warnings = () if source == "mini" else _size_warnings(found, split, documents)
     return Split(task, split, description, documents, fingerprint(documents), warnings)
 
 
@@ -80,11 +55,11 @@ def load_split(task: str, split: str, source: str) -> Split:
 cached_split = functools.lru_cache(maxsize=32)(load_split)
 
 
-def _load(task: str, split: str, source: str) -> tuple[tuple[Document, ...], str]:
+def _load(task: Task, split: str, source: str) -> tuple[tuple[Document, ...], str]:
     if source == "mini":
-        if split == "test" and task != "lidirus":
+        if split in task.hidden:
             raise UserError(
-                f"the mini set has no test split of {task}",
+                f"the mini set has no test split of {task.name}",
                 "use its validation split, or --data hub or the official archive for the test split",
             )
         return load_official(task, split, MINI_ROOT), "mini"
@@ -97,7 +72,7 @@ def _load(task: str, split: str, source: str) -> tuple[tuple[Document, ...], str
 
 
 def _directory(path: str, source: str) -> Path:
-    """The path as an existing directory."""
+    """Return the path as an existing directory."""
     directory = Path(path).expanduser()
     if path and directory.is_dir():
         return directory
@@ -112,31 +87,22 @@ def _directory(path: str, source: str) -> Path:
     )
 
 
-def _size_warnings(task: str, split: str, documents: Sequence[Document]) -> tuple[str, ...]:
-    """One warning a figure that is not the published one."""
-    position = SPLITS.index(split)
-    figures = [(len(documents), OFFICIAL_SIZES[task][position], "answers" if task == "muserc" else "examples")]
-    if task == "muserc":
-        paragraphs = len({document_key(document) for document in documents})
-        figures.append((paragraphs, OFFICIAL_MUSERC_PARAGRAPHS[position], "paragraphs"))
+def _size_warnings(task: Task, split: str, documents: Sequence[Document]) -> tuple[str, ...]:
+    """Return a warning for each count that differs from the published one."""
+    counts = [(len(documents), task.sizes.get(split), "answers" if task.clusters else "examples")]
+    if task.clusters:
+        counts.append((len({document_key(document) for document in documents}), task.clusters[split], "paragraphs"))
     return tuple(
-        f"{task} {split} has {found} {unit}, the official split {published}: figures compare with nobody else's"
-        for found, published, unit in figures
-        if found != published
+        f"{task.name} {split} has {found} {unit}, the official split {published}: scores are not comparable with "
+        "published ones"
+        for found, published, unit in counts
+        if published is not None and found != published
     )
 
 
 def fingerprint(documents: Iterable[Document]) -> str:
-    """SHA-256 (hex) over the canonical documents, a line of JSON with sorted keys each."""
+    """Return the SHA-256 (hex) over the documents, a line of JSON with sorted keys each."""
     digest = hashlib.sha256()
     for document in documents:
         digest.update(json.dumps(document.row(), sort_keys=True, ensure_ascii=False).encode("utf-8") + b"\n")
     return digest.hexdigest()
-
-
-def document_key(document: Document | Mapping[str, Any]) -> Hashable:
-    """What `--limit` counts and resampling keeps together: MuSeRC's paragraph number, elsewhere the row's own idx."""
-    idx = (document if isinstance(document, Mapping) else document.model_dump(include={"idx"}))["idx"]
-    if not isinstance(idx, Mapping):
-        return idx
-    return idx["paragraph"] if "paragraph" in idx else (idx["passage"], idx["query"])

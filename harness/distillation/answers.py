@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from harness.distillation.client import Position, Reply
-from harness.evaluation.answers import parse_choice, parse_entity
+from harness.tasks.answers import parse_choice, parse_entity
 
 # With less probability on all choices together, the top tokens begin something else than an answer.
 _LEAST_MASS = 0.1

@@ -19,8 +19,8 @@ from harness.distillation.prompts import Item, Renderer, make_items, own_prompts
 from harness.distillation.report import Prices, write_report
 from harness.distillation.settle import Settler
 from harness.errors import UserError
-from harness.evaluation.catalogue import ChosenTask, prompt_hash
-from harness.evaluation.rendering import load_tasks
+from harness.tasks.prompts import ChosenTask, prompt_hash
+from harness.tasks.rendering import load_tasks
 
 # Gemma's and its like's tokens of Russian text are a little longer.
 _LETTERS_PER_TOKEN = 3

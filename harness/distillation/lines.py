@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from harness.data.jsonlines import read_objects
 from harness.errors import UserError
-from harness.evaluation.record import write_atomically
+from harness.files import write_atomically
 from harness.settings import check_same_settings
 
 SETTINGS = "settings.json"

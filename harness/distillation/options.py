@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from harness.data import SPLITS
 from harness.errors import UserError, nearest_hint
-from harness.evaluation.catalogue import GROUPS, ChosenTask, choose
+from harness.tasks.prompts import GROUPS, ChosenTask, choose
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 SMALL_TASKS = ("rcb", "parus", "rwsd")

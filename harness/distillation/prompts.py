@@ -16,7 +16,7 @@ from harness.data import Split, document_key
 from harness.data.sampling import draw_shots, sample_documents
 from harness.distillation.lines import document_name
 from harness.distillation.options import DistillOptions
-from harness.evaluation.catalogue import TASK_DIR, ChosenTask
+from harness.tasks.prompts import TASK_DIR, ChosenTask
 
 PROMPTS_FILE = TASK_DIR / "distillation" / "prompts.yaml"
 # What a teacher writes of a document; the rest follows.

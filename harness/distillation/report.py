@@ -13,8 +13,8 @@ from tabulate import tabulate
 
 from harness.data import LABELS
 from harness.distillation.lines import DocumentLine, LabelLine, Line, Usage, read_lines, read_settings
-from harness.evaluation.answers import pick_choice
-from harness.evaluation.record import write_atomically
+from harness.files import write_atomically
+from harness.tasks.answers import pick_choice
 
 REPORT_TEXT, REPORT = "report.md", "report.json"
 # More answers than this share cut at max_tokens are worth a warning.

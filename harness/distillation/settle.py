@@ -13,7 +13,7 @@ from harness.distillation.deduplicate import NEW, KnownDocuments, compared_text
 from harness.distillation.generate import Unusable, read_document
 from harness.distillation.lines import DocumentLine, LabelLine, Sampling, Usage, document_hash
 from harness.distillation.prompts import Item, Renderer
-from harness.evaluation.catalogue import ChosenTask
+from harness.tasks.prompts import ChosenTask
 
 
 class Settler:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from harness.checkpoint import Checkpoint, read_checkpoint
-from harness.evaluation.catalogue import ChosenTask, prompt_hash
-from harness.models import checkpoint_directory
+from harness.models.checkpoint import Checkpoint, read_checkpoint
+from harness.models.resolve import checkpoint_directory
+from harness.tasks.prompts import ChosenTask, prompt_hash
 
 
 def open_checkpoint(model: str) -> Checkpoint | None:

@@ -12,15 +12,15 @@ from lm_eval.api.model import LM
 from adapters.base import Backend, OutOfMemory, Sampling
 from harness.data import document_key
 from harness.errors import UserError
-from harness.evaluation.provenance import peak_memory
-from harness.evaluation.rendering import chat_text
-from harness.heads import Heads, head_of, head_sequences, log_softmax
+from harness.models.heads import Heads, head_of, head_sequences, log_softmax
 from harness.processes import ALONE, Processes
+from harness.records.provenance import peak_memory
 from harness.scoring.encoding import ScoredSequence, TextEncoder, cut_prompt, encode_pairs
 from harness.scoring.generation import GenerationJob, generate_all
 from harness.scoring.plan import make_plan
 from harness.scoring.scorer import NotFinite, Projection, Scorer
 from harness.scoring.store import ProgressStore
+from harness.tasks.rendering import chat_text
 
 
 class PlannedModel(LM):

@@ -12,14 +12,14 @@ from typing import Any
 from adapters.registry import BACKENDS, pick_execution
 from harness.data import Split
 from harness.errors import UserError
-from harness.evaluation import provenance
-from harness.evaluation.catalogue import TASK_DIR, ChosenTask
 from harness.evaluation.options import RunOptions
-from harness.evaluation.record import RESULTS, RunRecord, read_record
-from harness.models import LocalModel
+from harness.models.resolve import LocalModel
 from harness.processes import Processes
+from harness.records import provenance
+from harness.records.run import RESULTS, RunRecord, read_record
 from harness.scoring.store import ProgressStore
 from harness.settings import setting_differences
+from harness.tasks.prompts import TASK_DIR, ChosenTask
 
 RUNS_DIR = Path("results") / "runs"
 PROGRESS = "progress.sqlite"

@@ -11,13 +11,9 @@ from adapters.base import Backend
 from harness.data import Split, cached_split, document_key
 from harness.data.sampling import fewshot_pool
 from harness.errors import UserError
-from harness.evaluation.catalogue import ChosenTask, choose
 from harness.evaluation.checkpoints import checkpoint_warnings, open_checkpoint
 from harness.evaluation.language_model import PlannedModel
-from harness.evaluation.loading import load_model
 from harness.evaluation.options import Progress, RunOptions, check_options
-from harness.evaluation.record import RunRecord, TimingRecord, write_run
-from harness.evaluation.rendering import load_tasks, uses_chat_template
 from harness.evaluation.resume import (
     agree_on_settings,
     finished_record,
@@ -36,11 +32,15 @@ from harness.evaluation.summary import (
     process_costs,
     total_costs,
 )
-from harness.heads import Heads
-from harness.models import default_model, resolve_model
+from harness.models.heads import Heads
+from harness.models.loading import load_model
+from harness.models.resolve import default_model, resolve_model
 from harness.processes import Processes, started_processes
 from harness.quiet import quiet_libraries
+from harness.records.run import RunRecord, TimingRecord, write_run
 from harness.scoring.store import ProgressStore
+from harness.tasks.prompts import ChosenTask, choose
+from harness.tasks.rendering import load_tasks, uses_chat_template
 
 
 def run(

@@ -11,13 +11,12 @@ from typing import Any
 
 from adapters.base import Backend, BackendInfo
 from harness.data import LABELS, TASKS, Split, document_key
-from harness.evaluation import provenance
-from harness.evaluation.answers import is_tied
-from harness.evaluation.catalogue import ChosenTask
 from harness.evaluation.language_model import PlannedModel
-from harness.evaluation.metrics import METRICS, Estimate, Item, estimate, has_examples, mean_estimate
 from harness.evaluation.options import RunOptions
-from harness.evaluation.record import (
+from harness.evaluation.resume import settings_hash
+from harness.models.resolve import LocalModel
+from harness.records import provenance
+from harness.records.run import (
     DataRecord,
     MemoryRecord,
     MetricRecord,
@@ -28,9 +27,10 @@ from harness.evaluation.record import (
     TimingRecord,
     TokenRecord,
 )
-from harness.evaluation.rendering import uses_chat_template
-from harness.evaluation.resume import settings_hash
-from harness.models import LocalModel
+from harness.tasks.answers import is_tied
+from harness.tasks.metrics import METRICS, Estimate, Item, estimate, has_examples, mean_estimate
+from harness.tasks.prompts import ChosenTask
+from harness.tasks.rendering import uses_chat_template
 
 
 @dataclass

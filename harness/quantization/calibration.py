@@ -7,9 +7,9 @@ from typing import Any
 
 from harness.data import TASKS, cached_split, document_key
 from harness.data.sampling import sample_documents
-from harness.evaluation.catalogue import choose
-from harness.evaluation.rendering import load_tasks, render_document, uses_chat_template
 from harness.scoring.encoding import TextEncoder, encode_pairs
+from harness.tasks.prompts import choose
+from harness.tasks.rendering import load_tasks, render_document, uses_chat_template
 from harness.training.examples import right_choices
 
 

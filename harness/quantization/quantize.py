@@ -29,10 +29,10 @@ from adapters.mlx_weights import (
     stored_bytes,
     write_converted,
 )
-from harness.checkpoint import read_checkpoint, write_merged
 from harness.errors import UserError, nearest_hint
 from harness.evaluation.options import Progress
-from harness.models import LocalModel, default_model, resolve_model
+from harness.models.checkpoint import read_checkpoint, write_merged
+from harness.models.resolve import LocalModel, default_model, resolve_model
 from harness.quantization.mixing import Part, average_bits, choose_bits
 from harness.quiet import quiet_libraries
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from adapters.torch_backend import TorchBackend
 from harness.evaluation.options import Progress
-from harness.predict import Predictor
+from harness.evaluation.predict import Predictor
 from harness.quantization.calibration import calibration_documents
 from harness.quantization.mixing import Part
 

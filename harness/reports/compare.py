@@ -19,9 +19,9 @@ from tabulate import tabulate
 
 from harness.data import LABELS, document_key
 from harness.errors import UserError
-from harness.evaluation.metrics import METRICS, Item, bootstrap_samples, compute
-from harness.evaluation.record import RunRecord, SampleRecord, TaskRecord, read_record, read_samples
-from harness.heads import log_softmax
+from harness.models.heads import log_softmax
+from harness.records.run import RunRecord, SampleRecord, TaskRecord, read_record, read_samples
+from harness.tasks.metrics import METRICS, Item, bootstrap_samples, compute
 
 SIGNIFICANT = 0.05
 # More draws than a single figure's interval takes: a p-value near 0.05 is read off the tail.

@@ -14,8 +14,8 @@ from tabulate import tabulate
 from harness.data import LABELS, SPLITS, TASKS, cached_split, document_key
 from harness.data.official import DIRECTORIES as OFFICIAL_NAMES
 from harness.errors import UserError
-from harness.evaluation.catalogue import choose
-from harness.evaluation.rendering import load_tasks, render_document, uses_chat_template
+from harness.tasks.prompts import choose
+from harness.tasks.rendering import load_tasks, render_document, uses_chat_template
 
 _SPLIT_NAMES = {"train": "обучение", "validation": "валидация", "test": "тест"}
 _HIDDEN = -1

@@ -12,7 +12,8 @@ from typing import Any
 from harness.data import TASKS
 from harness.data.official import DIRECTORIES as OFFICIAL_NAMES
 from harness.errors import UserError
-from harness.evaluation.record import RESULTS, write_atomically
+from harness.files import MIB
+from harness.records.run import RESULTS, write_atomically
 from harness.reports.compare import Comparison, compare, points, verdict
 from harness.reports.leaderboard_page import (
     BORROWED,
@@ -28,7 +29,6 @@ from harness.reports.leaderboard_page import (
 from harness.reports.leaderboard_rows import GROUPS, Leaderboard, Row, build_leaderboard
 from harness.reports.published import PUBLISHED
 from harness.reports.tables import estimate_text
-from harness.units import MIB
 
 _REFERENCES = {"human": "human benchmark", "majority": "majority heuristic"}
 

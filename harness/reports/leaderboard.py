@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from harness.evaluation.record import write_atomically
+from harness.files import write_atomically
 from harness.reports.leaderboard_page import page
 from harness.reports.leaderboard_rows import Leaderboard, build_leaderboard
 

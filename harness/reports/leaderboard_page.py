@@ -8,11 +8,11 @@ from tabulate import tabulate
 
 from harness.data import TASKS
 from harness.data.official import DIRECTORIES as OFFICIAL_NAMES
-from harness.reports.latency import LatencyRecord
+from harness.files import MIB
+from harness.records.latency import LatencyRecord
 from harness.reports.leaderboard_rows import GROUPS, Leaderboard, Row, RowRun, TaskFigure, machine_text
 from harness.reports.published import REFERENCE_NOTE, reference_cells
 from harness.reports.tables import estimate_text
-from harness.units import MIB
 
 _TIMED = ("terra", "muserc")  # the short and the long question
 NAMES = [OFFICIAL_NAMES[task] for task in TASKS]

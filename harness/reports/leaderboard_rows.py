@@ -16,8 +16,9 @@ from pydantic import BaseModel, ConfigDict
 
 from harness.data import TASKS
 from harness.errors import UserError
-from harness.evaluation.metrics import Estimate, mean_estimate
-from harness.evaluation.record import (
+from harness.files import GIB
+from harness.records.latency import LatencyRecord, read_latencies
+from harness.records.run import (
     RESULTS,
     DataRecord,
     MemoryRecord,
@@ -27,9 +28,8 @@ from harness.evaluation.record import (
     TimingRecord,
     read_record,
 )
-from harness.reports.latency import LatencyRecord, read_latencies
 from harness.reports.published import reference_rows
-from harness.units import GIB
+from harness.tasks.metrics import Estimate, mean_estimate
 
 SCHEMA_VERSION = 1
 # Group of tasks -> how they ask.

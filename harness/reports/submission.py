@@ -19,7 +19,7 @@ from harness.data import LABELS, SPLITS, TASKS
 from harness.data.official import DIRECTORIES as OFFICIAL_NAMES
 from harness.data.sources import OFFICIAL_MUSERC_PARAGRAPHS, OFFICIAL_SIZES
 from harness.errors import UserError
-from harness.evaluation.record import RunRecord, SampleRecord, read_record, read_samples
+from harness.records.run import RunRecord, SampleRecord, read_record, read_samples
 
 _TEST = SPLITS.index("test")
 # Zip files date their members; a fixed date (the earliest there is) gives the same bytes for the same answers.

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from tabulate import tabulate
 
-from harness.evaluation.record import MetricRecord, RunRecord
-from harness.units import MIB
+from harness.files import MIB
+from harness.records.run import MetricRecord, RunRecord
 
 
 def estimate_text(value: float | None, stderr: float | None) -> str:

@@ -8,12 +8,12 @@ from typing import Any
 
 from harness.data import Split, cached_split
 from harness.data.sampling import sample_documents
-from harness.distillation.labels import DistilledData, numbered, soft_targets
 from harness.errors import UserError
-from harness.evaluation.catalogue import ChosenTask, choose
-from harness.evaluation.rendering import load_tasks, uses_chat_template
-from harness.heads import HeadLayout, make_layout
+from harness.models.heads import HeadLayout, make_layout
 from harness.scoring.encoding import TextEncoder
+from harness.tasks.prompts import ChosenTask, choose
+from harness.tasks.rendering import load_tasks, uses_chat_template
+from harness.training.distilled import DistilledData, numbered, soft_targets
 from harness.training.examples import Example, make_examples
 from harness.training.recipe import Recipe
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from harness.evaluation.answers import pick_choice, to_item
-from harness.evaluation.metrics import METRICS, Item, compute
+from harness.tasks.answers import pick_choice, to_item
+from harness.tasks.metrics import METRICS, Item, compute
 from harness.training.examples import Example
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from harness.data import document_key
-from harness.evaluation.rendering import render_document
-from harness.heads import HeadLayout, head_sequences
+from harness.models.heads import HeadLayout, head_sequences
 from harness.scoring.encoding import ScoredSequence, TextEncoder
 from harness.scoring.packing import PackedSequence, pack
+from harness.tasks.rendering import render_document
 
 # What may be shortened where a document is longer than the recipe's limit: the text that is asked about, never the
 # question, the answers or the sentence to be judged.

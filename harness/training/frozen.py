@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from harness.errors import UserError
+from harness.files import GIB
 from harness.scoring.packing import PackedSequence
-from harness.units import GIB
 
 
 class FrozenStates:

@@ -20,7 +20,7 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from adapters.packed_attention import PACKED_ATTENTION
 from harness.errors import UserError
-from harness.heads import HeadLayout
+from harness.models.heads import HeadLayout
 from harness.quiet import quiet_libraries
 from harness.scoring.packing import PackedBatch, PackedSequence, stack
 from harness.training.frozen_norm import replace_frozen_norms

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import task_configs
 from harness.errors import UserError, nearest_hint
-from harness.heads import DEFAULT_KINDS, HeadKind, allowed_kinds
+from harness.models.heads import DEFAULT_KINDS, HeadKind, allowed_kinds
 
 RECIPE_DIR = Path(task_configs.__file__).parent / "recipes"
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

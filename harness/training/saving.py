@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.checkpoint import (
+from harness.models.checkpoint import (
     ADAPTER,
     ADAPTER_CONFIG,
     HEADS,
@@ -16,9 +16,9 @@ from harness.checkpoint import (
     head_descriptions,
     write_checkpoint,
 )
-from harness.evaluation import provenance
-from harness.evaluation.catalogue import prompt_hash
-from harness.models import LocalModel
+from harness.models.resolve import LocalModel
+from harness.records import provenance
+from harness.tasks.prompts import prompt_hash
 from harness.training.card import model_card
 from harness.training.data import TrainingData
 from harness.training.model import MultitaskModel

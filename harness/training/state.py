@@ -16,8 +16,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from harness.checkpoint import write_directory
 from harness.errors import UserError
+from harness.models.checkpoint import write_directory
 
 _WEIGHTS, _OPTIMISER, _PROGRESS = "weights.safetensors", "optimiser.safetensors", "progress.json"
 _PREFIX = "state-"

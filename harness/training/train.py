@@ -14,20 +14,18 @@ import torch
 from accelerate import Accelerator, PartialState
 
 from adapters.torch_backend import load_tokenizer, pick_dtype
-from harness.cache import cache_dir
-from harness.distillation.labels import DistilledData, read_distilled
 from harness.errors import UserError
-from harness.evaluation.record import write_atomically
-from harness.models import KEPT_CHECKPOINTS, LocalModel, resolve_model
+from harness.files import GIB, cache_dir, write_atomically
+from harness.models.resolve import KEPT_CHECKPOINTS, LocalModel, resolve_model
 from harness.settings import check_same_settings
 from harness.training.board import Board
 from harness.training.data import Splits, TrainingData, load_splits, prepare
+from harness.training.distilled import DistilledData, read_distilled
 from harness.training.frozen import FrozenStates
 from harness.training.model import MultitaskModel, build_model, count_layers
 from harness.training.recipe import Recipe, load_recipe
 from harness.training.saving import save_checkpoint, training_record
 from harness.training.trainer import LOG, Evaluation, Trainer, all_examples
-from harness.units import GIB
 
 _SETTINGS = "settings.json"
 _BEST = "best-"

@@ -42,10 +42,10 @@ def measure(model: str, case: Case, data: str, dtype: str, batch_size: int) -> d
     from lm_eval.evaluator import evaluate
     from lm_eval.tasks import TaskManager
 
-    from harness.evaluation.catalogue import TASK_DIR
-    from harness.evaluation.provenance import peak_process_bytes
-    from harness.models import resolve_model
+    from harness.models.resolve import resolve_model
     from harness.quiet import quiet_libraries
+    from harness.records.provenance import peak_process_bytes
+    from harness.tasks.prompts import TASK_DIR
 
     with quiet_libraries():
         path = resolve_model("embedded", print).path

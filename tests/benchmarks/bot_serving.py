@@ -17,7 +17,7 @@ import numpy as np
 from harness.bot.conversation import QuestionJob
 from harness.bot.serving import ModelWorker
 from harness.data import cached_split
-from harness.predict import Predictor
+from harness.evaluation.predict import Predictor
 
 WARM_UP = 4
 

@@ -16,12 +16,12 @@ from tabulate import tabulate
 from tokenizers import Tokenizer
 
 from adapters.torch_backend import load_tokenizer
-from harness.checkpoint import is_checkpoint, read_checkpoint
 from harness.data import cached_split
-from harness.evaluation.catalogue import choose
-from harness.evaluation.record import read_record, read_samples
-from harness.evaluation.rendering import load_tasks, render_document, uses_chat_template
-from harness.models import resolve_model
+from harness.models.checkpoint import is_checkpoint, read_checkpoint
+from harness.models.resolve import resolve_model
+from harness.records.run import read_record, read_samples
+from harness.tasks.prompts import choose
+from harness.tasks.rendering import load_tasks, render_document, uses_chat_template
 
 
 def main() -> None:

@@ -19,12 +19,12 @@ import torch
 from tabulate import tabulate
 
 from adapters.torch_backend import load_torch
-from harness.evaluation.catalogue import choose, task_specification
-from harness.models import resolve_model
+from harness.models.resolve import resolve_model
 from harness.quiet import quiet_libraries
 from harness.scoring.encoding import TextEncoder, encode_pairs
 from harness.scoring.plan import make_plan
 from harness.scoring.scorer import Scorer
+from harness.tasks.prompts import choose, task_specification
 
 PEAK_SIZE = 4096
 KINDS = {
@@ -56,7 +56,7 @@ def requests_of(tasks: list[str], data: str, limit: int) -> list[tuple[str, str]
     """(context, continuation) pairs as lm-eval renders them."""
     from lm_eval.tasks import TaskManager
 
-    from harness.evaluation.catalogue import TASK_DIR
+    from harness.tasks.prompts import TASK_DIR
 
     metadata = {"data": data, "limit": limit, "num_fewshot": 0}
     manager = TaskManager(include_path=str(TASK_DIR / "rsg"), include_defaults=False, metadata=metadata)

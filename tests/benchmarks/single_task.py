@@ -15,8 +15,8 @@ from typing import Any
 
 from training_trials import train_once
 
-from harness.checkpoint import read_checkpoint
-from harness.evaluation.record import read_record
+from harness.models.checkpoint import read_checkpoint
+from harness.records.run import read_record
 
 
 def alone(recipe: dict[str, Any], task: str, batches: int) -> dict[str, Any]:

@@ -24,10 +24,10 @@ from adapters.base import Sampling
 from adapters.registry import BACKENDS, pick_execution
 from harness.data import cached_split
 from harness.errors import UserError
-from harness.evaluation import provenance
+from harness.evaluation.predict import FIELDS, Predictor
 from harness.evaluation.summary import model_record
-from harness.predict import FIELDS, Predictor
-from harness.reports.latency import Generation, LatencyRecord, QuestionLatency, Throughput, write_latency
+from harness.records import provenance
+from harness.records.latency import Generation, LatencyRecord, QuestionLatency, Throughput, write_latency
 
 pytestmark = pytest.mark.latency
 

@@ -20,12 +20,12 @@ from accelerate import Accelerator
 from adapters.torch_backend import load_tokenizer, pick_dtype
 from harness.data import cached_split
 from harness.data.sampling import sample_documents
-from harness.evaluation.catalogue import choose
-from harness.evaluation.rendering import load_tasks
-from harness.heads import head_sequences, make_layout
-from harness.models import resolve_model
+from harness.models.heads import head_sequences, make_layout
+from harness.models.resolve import resolve_model
 from harness.scoring.encoding import TextEncoder
 from harness.scoring.packing import pack
+from harness.tasks.prompts import choose
+from harness.tasks.rendering import load_tasks
 from harness.training.examples import Example, make_examples
 from harness.training.frozen import FrozenStates
 from harness.training.loss import batch_targets, question_losses
@@ -142,7 +142,7 @@ class Setup:
               f"{alone_seconds / packed_seconds:.1f} times faster")  # fmt: skip
 
     def _requests(self, example: Example) -> list[Any]:
-        from harness.evaluation.rendering import render_document
+        from harness.tasks.rendering import render_document
 
         return [render_document(self.tasks["rsg_muserc"], doc, self.tokenizer, False) for doc in example.docs]
 

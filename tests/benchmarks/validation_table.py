@@ -16,10 +16,10 @@ from pathlib import Path
 from tabulate import tabulate
 
 from harness.data import cached_split
-from harness.evaluation.answers import to_item
-from harness.evaluation.metrics import METRICS, compute
-from harness.evaluation.record import read_record
+from harness.records.run import read_record
 from harness.reports.published import PUBLISHED
+from harness.tasks.answers import to_item
+from harness.tasks.metrics import METRICS, compute
 
 EIGHT = ("lidirus", "rcb", "parus", "muserc", "terra", "russe", "rwsd", "danetqa")
 SEVEN = EIGHT[1:]

@@ -14,7 +14,7 @@ from harness.bot.service import Limits, Service
 from harness.bot.serving import ModelWorker
 from harness.bot.store import Store
 from harness.bot.telegram import TelegramChat, make_bot
-from harness.predict import Predictor
+from harness.evaluation.predict import Predictor
 from tests.telegram_server import TOKEN, TelegramServer
 
 GENEROUS = Limits(questions_a_minute=10_000)

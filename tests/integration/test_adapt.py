@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from harness.evaluation.record import read_record, read_samples
+from harness.records.run import read_record, read_samples
 from tests.integration.command import RSG_HARNESS, Command
 from tests.integration.training import call, write_recipe
 from tests.russian_tokenizer import make_russian_gemma

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.reports.latency import read_latencies
+from harness.records.latency import read_latencies
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -16,7 +16,7 @@ from harness.bot.conversation import MAX_CHARACTERS
 from harness.bot.service import Limits
 from harness.bot.serving import ModelWorker
 from harness.errors import UserError
-from harness.predict import FIELDS, Predictor
+from harness.evaluation.predict import FIELDS, Predictor
 from tests.integration.bot import serving
 from tests.telegram_server import TOKEN, Fault, TelegramServer
 

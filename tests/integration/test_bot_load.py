@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from harness.bot.texts import say
-from harness.predict import Predictor
+from harness.evaluation.predict import Predictor
 from tests.integration.bot import serving
 from tests.integration.command import RSG_HARNESS
 from tests.telegram_server import TOKEN, Shown, TelegramServer

@@ -21,7 +21,7 @@ from harness.data import cached_split
 from harness.distillation.lines import LabelLine, read_lines
 from harness.distillation.options import DistillOptions, chosen_tasks
 from harness.distillation.prompts import Item, Renderer
-from harness.evaluation.rendering import chat_text, load_tasks
+from harness.tasks.rendering import chat_text, load_tasks
 from tests.integration.training import call
 from tests.tiny_gemma import WHOLE_WORDS, make_tiny_gemma
 

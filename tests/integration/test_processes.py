@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.evaluation.record import read_record, read_samples
+from harness.records.run import read_record, read_samples
 from tests.integration.command import IN_TWO_PROCESSES, Command
 
 TASKS = ("--tasks", "lidirus,parus,muserc,terra,rucos,gen_terra", "--limit", "12", "--batch-tokens", "512")

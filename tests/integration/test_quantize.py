@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from harness.evaluation.record import read_record, read_samples
+from harness.records.run import read_record, read_samples
 from tests.integration.command import Command
 from tests.integration.training import copy_files
 

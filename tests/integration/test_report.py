@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from harness.evaluation.record import read_record
+from harness.records.run import read_record
 from tests.integration.command import Command
 from tests.integration.training import call
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.evaluation.record import RESULTS, read_samples
+from harness.records.run import RESULTS, read_samples
 from tests.integration.command import Command
 
 ARGUMENTS = ("--tasks", "terra,parus", "--limit", "6")

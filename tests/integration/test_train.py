@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from harness.checkpoint import read_checkpoint
-from harness.evaluation.record import read_record, read_samples
+from harness.models.checkpoint import read_checkpoint
+from harness.records.run import read_record, read_samples
 from tests.integration.command import IN_TWO_PROCESSES, RSG_HARNESS, Command
 from tests.integration.training import RECIPE, call, copy_files, steps_of, write_recipe
 

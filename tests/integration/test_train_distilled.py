@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from harness.checkpoint import read_checkpoint
 from harness.distillation.lines import ANSWERS
+from harness.models.checkpoint import read_checkpoint
 from tests.integration.training import call, steps_of, write_recipe
 from tests.openai_server import TEACHER, Behaviour, OpenAIServer
 

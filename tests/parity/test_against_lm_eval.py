@@ -19,10 +19,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from adapters.torch_backend import load_torch
 from harness.data import TASKS
-from harness.evaluation.catalogue import GROUPS, TASK_DIR
 from harness.evaluation.language_model import PlannedModel
-from harness.models import embedded_version, resolve_model
+from harness.models.resolve import embedded_version, resolve_model
 from harness.quiet import quiet_libraries
+from harness.tasks.prompts import GROUPS, TASK_DIR
 from tests.tiny_gemma import make_tiny_gemma
 
 TOLERANCE = 1e-3  # natural logarithms, float32

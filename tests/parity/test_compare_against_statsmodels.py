@@ -12,7 +12,7 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from harness.evaluation.record import SampleRecord, read_samples
+from harness.records.run import SampleRecord, read_samples
 from harness.reports.compare import Comparison, TaskComparison, compare, verdict
 
 RUNS = Path(__file__).parents[2] / "results" / "runs"

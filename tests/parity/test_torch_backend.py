@@ -14,8 +14,8 @@ from transformers.models.gemma3.modeling_gemma3 import eager_attention_forward
 
 from adapters import cpu_attention, torch_backend
 from adapters.base import Prefix, Sampling, UserError
-from adapters.cpu_attention import grouped_attention
 from adapters.text import cut_at_stop, end_tokens
+from adapters.torch_attention import grouped_attention
 from adapters.torch_backend import TorchBackend, load_torch
 from tests.tiny_gemma import VOCABULARY_SIZE, make_tiny_gemma
 

@@ -13,11 +13,11 @@ from torch.nn import functional
 
 from adapters.torch_backend import load_tokenizer
 from harness.data import cached_split
-from harness.evaluation.catalogue import choose
-from harness.evaluation.rendering import load_tasks
-from harness.heads import HeadKind, HeadLayout, make_layout
+from harness.models.heads import HeadKind, HeadLayout, make_layout
 from harness.scoring.encoding import TextEncoder
 from harness.scoring.packing import stack
+from harness.tasks.prompts import choose
+from harness.tasks.rendering import load_tasks
 from harness.training.examples import Example, make_examples
 from harness.training.loss import batch_targets, question_losses
 from harness.training.model import MultitaskModel, build_model, make_inputs

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.data import TASKS
-from harness.evaluation.record import (
+from harness.records.run import (
     DataRecord,
     MemoryRecord,
     MetricRecord,

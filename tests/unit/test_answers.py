@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.data import TASKS, load_split
-from harness.evaluation.answers import is_tied, parse_choice, parse_entity, pick_choice, to_item
-from harness.evaluation.metrics import LIDIRUS_CATEGORIES
+from harness.tasks.answers import is_tied, parse_choice, parse_entity, pick_choice, to_item
+from harness.tasks.metrics import LIDIRUS_CATEGORIES
 
 YES_NO = ["да", "нет"]
 NO_YES = ["нет", "да"]

@@ -18,7 +18,7 @@ from harness.bot.telegram import split_text
 from harness.bot.texts import CHOICES, LANGUAGES, TASKS, language_of
 from harness.data import LABELS
 from harness.errors import UserError
-from harness.predict import FIELDS, Predictor
+from harness.evaluation.predict import FIELDS, Predictor
 from tests.tiny_gemma import make_tiny_gemma
 
 TURN = Turn("Кто там?", "Никого.")

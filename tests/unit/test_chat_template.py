@@ -9,9 +9,9 @@ from lm_eval.tasks import TaskManager
 
 from adapters.torch_backend import load_tokenizer, load_torch
 from harness.errors import UserError
-from harness.evaluation.catalogue import TASK_DIR, choose, task_specification
 from harness.evaluation.language_model import PlannedModel
-from harness.evaluation.rendering import uses_chat_template
+from harness.tasks.prompts import TASK_DIR, choose, task_specification
+from harness.tasks.rendering import uses_chat_template
 from tests.tiny_gemma import make_tiny_gemma
 
 # The shape of Gemma-3's own template: it writes the BOS itself and calls the assistant "model".

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from harness.checkpoint import (
+from harness.errors import UserError
+from harness.models.checkpoint import (
     ADAPTER,
     ADAPTER_CONFIG,
     DESCRIPTION,
@@ -26,8 +27,7 @@ from harness.checkpoint import (
     write_checkpoint,
     write_directory,
 )
-from harness.errors import UserError
-from harness.heads import make_layout
+from harness.models.heads import make_layout
 
 LAYOUT = make_layout({"terra": "classification", "muserc": "sigmoid", "rucos": "ranking", "parus": "likelihood"})
 PROMPTS = {"terra": ("then", "aa"), "muserc": ("exam", "bb"), "rucos": ("gap", "cc"), "parus": ("because", "dd")}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from harness.errors import UserError
-from harness.evaluation.record import SampleRecord, write_run
+from harness.records.run import SampleRecord, write_run
 from harness.reports.compare import bootstrap_p, compare, holm, mcnemar, points, verdict
 from tests.unit.run_records import run_record
 

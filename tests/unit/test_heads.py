@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from harness.data import LABELS, TASKS
 from harness.errors import UserError
-from harness.heads import (
+from harness.models.heads import (
     DEFAULT_KINDS,
     HeadKind,
     Heads,

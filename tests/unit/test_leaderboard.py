@@ -8,7 +8,7 @@ import pytest
 
 from harness.data import TASKS
 from harness.errors import UserError
-from harness.evaluation.record import MemoryRecord, TimingRecord
+from harness.records.run import MemoryRecord, TimingRecord
 from harness.reports.leaderboard import build_leaderboard, write_leaderboard
 from harness.reports.published import METRIC_PARTS, PUBLISHED
 from tests.unit.run_records import MACHINE, MIB, NINE, run_record, sha256, write_record

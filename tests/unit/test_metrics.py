@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from harness.evaluation.metrics import (
+from harness.tasks.metrics import (
     LIDIRUS_CATEGORIES,
     METRICS,
     Estimate,

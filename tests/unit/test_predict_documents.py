@@ -8,7 +8,7 @@ import pytest
 
 from harness.data import DOCUMENTS, TASKS
 from harness.errors import UserError
-from harness.predict import FIELDS, make_document
+from harness.evaluation.predict import FIELDS, make_document
 
 QUESTIONS: dict[str, dict[str, str]] = {
     "lidirus": {"sentence1": "Снег тает.", "sentence2": "Снег не тает."},

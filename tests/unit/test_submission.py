@@ -9,7 +9,7 @@ import pytest
 
 from harness.data import TASKS
 from harness.errors import UserError
-from harness.evaluation.record import SAMPLES
+from harness.records.run import SAMPLES
 from harness.reports.submission import write_submission
 from tests.unit.run_records import run_record, samples_of, write_record
 

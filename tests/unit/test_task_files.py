@@ -16,8 +16,8 @@ from lm_eval.tasks import TaskManager
 from harness.data import TASKS
 from harness.data.sampling import fewshot_pool
 from harness.errors import UserError
-from harness.evaluation.catalogue import GROUPS, TASK_DIR, ChosenTask, TaskFile, choose, task_files, task_specification
-from harness.evaluation.metrics import METRICS
+from harness.tasks.metrics import METRICS
+from harness.tasks.prompts import GROUPS, TASK_DIR, ChosenTask, TaskFile, choose, task_files, task_specification
 from task_configs.functions import (
     FEWSHOT_SEED,
     FixedShots,

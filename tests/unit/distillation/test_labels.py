@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from harness.data import cached_split
-from harness.distillation.labels import numbered, read_distilled, soft_targets
 from harness.distillation.lines import AnswerFile, Line, document_hash, document_name
 from harness.errors import UserError
+from harness.training.distilled import numbered, read_distilled, soft_targets
 from tests.unit.distillation.test_lines import document_line, label_line
 
 PARAGRAPH = [

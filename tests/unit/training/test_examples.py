@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from harness.data import document_key, load_split
-from harness.evaluation.catalogue import choose
-from harness.evaluation.rendering import load_tasks
-from harness.heads import DEFAULT_KINDS, HeadLayout, make_layout
+from harness.models.heads import DEFAULT_KINDS, HeadLayout, make_layout
 from harness.scoring.encoding import TextEncoder
+from harness.tasks.prompts import choose
+from harness.tasks.rendering import load_tasks
 from harness.training.examples import Example, make_examples
 from tests.tiny_gemma import make_tiny_tokenizer
 

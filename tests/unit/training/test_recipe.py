@@ -10,7 +10,7 @@ import yaml
 
 from harness.data import LABELS, TASKS
 from harness.errors import UserError
-from harness.heads import allowed_kinds
+from harness.models.heads import allowed_kinds
 from harness.training.recipe import LoraRecipe, Recipe, load_recipe, recipe_names
 
 SMALL: dict[str, Any] = {

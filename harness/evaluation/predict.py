@@ -13,14 +13,14 @@ from pydantic import ValidationError
 
 from harness.data import DOCUMENTS, LABELS
 from harness.errors import UserError, nearest_hint
-from harness.evaluation.catalogue import choose
 from harness.evaluation.checkpoints import open_checkpoint
 from harness.evaluation.language_model import PlannedModel
-from harness.evaluation.loading import load_model
 from harness.evaluation.options import RunOptions, check_options
-from harness.evaluation.rendering import load_tasks, render_document, uses_chat_template
-from harness.heads import log_softmax
-from harness.models import LocalModel, default_model, resolve_model
+from harness.models.heads import log_softmax
+from harness.models.loading import load_model
+from harness.models.resolve import LocalModel, default_model, resolve_model
+from harness.tasks.prompts import choose
+from harness.tasks.rendering import load_tasks, render_document, uses_chat_template
 
 # What a question of each task consists of, in the order in which one would ask for it.
 FIELDS: Mapping[str, tuple[str, ...]] = {

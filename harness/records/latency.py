@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.errors import UserError
-from harness.evaluation.record import ModelRecord, write_atomically
+from harness.records.run import ModelRecord, write_atomically
 
 SCHEMA_VERSION = 1
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from adapters.base import Backend
 from adapters.registry import BACKENDS, load_backend, parse_backend_args
-from harness.cache import cache_dir
-from harness.checkpoint import read_heads
 from harness.evaluation.options import RunOptions
-from harness.heads import Heads
-from harness.models import LocalModel
+from harness.files import cache_dir
+from harness.models.checkpoint import read_heads
+from harness.models.heads import Heads
+from harness.models.resolve import LocalModel
 from harness.quiet import quiet_libraries
 
 

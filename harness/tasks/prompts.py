@@ -1,9 +1,15 @@
-"""The task files: which tasks and prompts there are, and what the user chose of them."""
+"""The task files: which tasks and prompts there are, and the user's choice among them.
+
+A task file is lm-eval's YAML. Its prompts stand under `metadata.prompts`; the default one is merged into the task by a
+YAML anchor, so plain lm-eval runs it.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
+import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,22 +18,32 @@ from typing import Any
 
 import yaml
 
-import task_configs
 from harness.errors import UserError, nearest_hint
+from harness.tasks.registry import included_directories
 
-TASK_DIR = Path(task_configs.__file__).parent
 GROUPS = ("rsg", "rsg_gen")
-# Keys that lm-eval reads beside those of its TaskConfig.
+# Keys of a file that are not fields of lm-eval's TaskConfig.
 _FILE_KEYS = {"include", "tag", "group"}
+
+
+def _package_directory(name: str) -> Path:
+    """Return the directory of a package without importing it: task_configs imports this package."""
+    spec = importlib.util.find_spec(name)
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent
+
+
+TASK_DIR = _package_directory("task_configs")
 
 
 @dataclass(frozen=True)
 class TaskFile:
     """One task file."""
 
-    full_name: str  # rsg_terra, rsg_gen_terra: the name for lm-eval
-    group: str  # rsg or rsg_gen
-    task: str  # terra: data and metrics
+    full_name: str  # for lm-eval: rsg_terra, rsg_gen_terra
+    group: str  # rsg, rsg_gen, or the name of the user's directory
+    task: str  # whose documents and metrics it uses: terra
     path: Path
     prompts: tuple[str, ...]  # the default one first
     description: str
@@ -38,6 +54,11 @@ class TaskFile:
         """The name in commands and records: terra, gen_terra."""
         return self.full_name.removeprefix("rsg_")
 
+    @property
+    def is_generated(self) -> bool:
+        """Whether the model writes its answer, instead of choosing by likelihood."""
+        return self.config.get("output_type") == "generate_until"
+
 
 @dataclass(frozen=True)
 class ChosenTask:
@@ -46,20 +67,24 @@ class ChosenTask:
     file: TaskFile
     prompt: str
 
-    def words(self) -> list[str]:
-        """The answer words of the prompt, one a label; empty where the choices differ by document."""
-        choices = self.file.config["metadata"]["prompts"][self.prompt].get("doc_to_choice")
+    @property
+    def template(self) -> dict[str, Any]:
+        """The prompt's keys as in the file, functions as their names."""
+        return self.file.config["metadata"]["prompts"][self.prompt]
+
+    def verbalizers(self) -> list[str]:
+        """Return the answer words of the prompt, one a label; empty where the choices differ by document."""
+        choices = self.template.get("doc_to_choice")
         return [str(choice) for choice in choices] if isinstance(choices, list) else []
 
 
 def prompt_hash(task: ChosenTask) -> str:
-    """SHA-256 of a prompt's template, by which a checkpoint knows the prompt that it was trained on."""
-    template = task.file.config["metadata"]["prompts"][task.prompt]
-    return hashlib.sha256(json.dumps(template, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    """Return the SHA-256 of a prompt's template, by which a checkpoint knows the prompt that it was trained on."""
+    return hashlib.sha256(json.dumps(task.template, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads task files without importing what they name."""
+    """Reads task files without importing the functions that they name."""
 
 
 def _function_name(loader: yaml.SafeLoader, node: yaml.Node) -> str:
@@ -69,13 +94,23 @@ def _function_name(loader: yaml.SafeLoader, node: yaml.Node) -> str:
 _Loader.add_constructor("!function", _function_name)
 
 
-@functools.cache
-def task_files(directory: Path = TASK_DIR) -> dict[str, TaskFile]:
-    """All task files of a directory, short name -> file, in the order of the groups.
+def task_files() -> dict[str, TaskFile]:
+    """Return all task files by short name: the groups' in their order, then those of included directories.
 
     Raises:
-        UserError: a file that is no YAML or has a key that lm-eval does not know.
+        UserError: A file is not YAML or has a key that lm-eval does not know.
     """
+    found = dict(_bundled_files(TASK_DIR))
+    for directory in included_directories():
+        for path in sorted(directory.glob("*.yaml")):
+            if isinstance(_parse(path).get("task"), str):  # not a group of tasks
+                file = _read(path, directory.name)
+                found[file.name] = file
+    return found
+
+
+@functools.cache
+def _bundled_files(directory: Path) -> dict[str, TaskFile]:
     found: dict[str, TaskFile] = {}
     for group in GROUPS:
         members = _parse(directory / group / f"{group}.yaml")["task"]
@@ -92,15 +127,19 @@ def task_files(directory: Path = TASK_DIR) -> dict[str, TaskFile]:
 
 
 def _parse(path: Path) -> dict[str, Any]:
+    """Return the keys of a file and of the file that it includes."""
     try:
         config = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}", "check the key include") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise UserError(f"{where}: not valid YAML: {getattr(error, 'problem', error)}", "mend the file") from error
+        raise UserError(f"{where}: not valid YAML: {getattr(error, 'problem', error)}", "fix the file") from error
     if not isinstance(config, dict):
         raise UserError(f"{path}: a task file is a mapping of keys", "see task_configs/rsg/terra.yaml")
-    return config
+    included = config.get("include")
+    return {**_parse(path.parent / included), **config} if isinstance(included, str) else config
 
 
 def _read(path: Path, group: str) -> TaskFile:
@@ -134,38 +173,28 @@ def _read(path: Path, group: str) -> TaskFile:
 
 @functools.cache
 def _known_keys() -> frozenset[str]:
-    """lm-eval's keys of a task. Read from its source file: importing lm-eval takes seconds, this milliseconds."""
-    import ast
-    import importlib.util
+    """Return lm-eval's keys of a task."""
+    from lm_eval.config.task import TaskConfig
 
-    spec = importlib.util.find_spec("lm_eval")
-    assert spec is not None
-    assert spec.origin is not None
-    tree = ast.parse((Path(spec.origin).parent / "config" / "task.py").read_text(encoding="utf-8"))
-    config = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "TaskConfig")
-    fields = {
-        node.target.id for node in config.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-    }
-    return frozenset(fields | _FILE_KEYS)
+    return frozenset({field.name for field in dataclasses.fields(TaskConfig)} | _FILE_KEYS)
 
 
 def choose(
     tasks: Sequence[str],
     prompt: str | None = None,
-    directory: Path = TASK_DIR,
     defaults: Mapping[str, str] | None = None,
 ) -> list[ChosenTask]:
-    """The tasks that the user named, each with its prompt.
+    """Return the tasks that the user named, each with its prompt.
 
     Args:
-        tasks: short (terra, gen_terra) or full names (rsg_terra, rsg_gen_terra), or groups (rsg, rsg_gen).
-        prompt: one name for all tasks, or TASK=NAME pairs separated by commas; default: each task's own default.
-        defaults: task (terra) -> other default prompt of its file in the group rsg: what a checkpoint was trained on.
+        tasks: Short (terra, gen_terra) or full names (rsg_terra, rsg_gen_terra), or groups (rsg, rsg_gen).
+        prompt: One name for all tasks, or TASK=NAME pairs separated by commas; default: each task's own default.
+        defaults: Task (terra) -> another default prompt of its file: the one that a checkpoint was trained on.
 
     Raises:
-        UserError: an unknown task or prompt, with the nearest names.
+        UserError: An unknown task or prompt; the nearest names are the hint.
     """
-    files = task_files(directory)
+    files = task_files()
     chosen: dict[str, TaskFile] = {}
     for wanted in tasks:
         name = wanted.strip().lower()
@@ -185,7 +214,7 @@ def choose(
 
 
 def _prompts_by_task(prompt: str | None, tasks: Sequence[str]) -> dict[str, str]:
-    """What --prompt asks of each task: one name for all, or TASK=NAME pairs."""
+    """Parse --prompt: one name for all tasks, or TASK=NAME pairs."""
     if not prompt:
         return {}
     if "=" not in prompt:
@@ -212,23 +241,3 @@ def _prompt_of(file: TaskFile, wanted: str | None) -> str:
             f"its prompts: {', '.join(file.prompts)}; --prompt TASK=NAME,… names one a task",
         )
     return wanted
-
-
-def task_specification(chosen: Sequence[ChosenTask]) -> dict[str, Any]:
-    """What lm-eval's TaskManager loads: a group of the registered tasks with the chosen prompts."""
-    return {
-        "group": "chosen",
-        "task": [{"task": task.file.full_name, **_overrides(task)} for task in chosen],
-    }
-
-
-def _overrides(task: ChosenTask) -> dict[str, Any]:
-    if task.prompt == task.file.prompts[0]:
-        return {}
-    from lm_eval.tasks._yaml_loader import load_yaml
-
-    prompts = load_yaml(task.file.path)["metadata"]["prompts"]
-    cleared = dict.fromkeys(set(prompts[task.file.prompts[0]]) - set(prompts[task.prompt]))
-    if "target_delimiter" in cleared:
-        cleared["target_delimiter"] = " "
-    return {**cleared, **prompts[task.prompt]}

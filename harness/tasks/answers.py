@@ -1,13 +1,11 @@
-"""Scores or generated texts of one document to its answer, and the answer to an item for the metrics."""
+"""Scores or a generated text to the answer."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from harness.data import document_key
-from harness.evaluation.metrics import LIDIRUS_CATEGORIES, Item, normalised
+from harness.tasks.metrics import normalised
 
 _WORD = re.compile(r"\w+", re.UNICODE)
 
@@ -30,18 +28,18 @@ _RUSSIAN_MARKS = str.maketrans(dict.fromkeys("«»“”„…—–", " "))
 
 
 def pick_choice(logprobs: Sequence[float]) -> int:
-    """Index of the most probable choice; the first of several equal ones."""
+    """Return the index of the most probable choice; the first of several equal ones."""
     return max(range(len(logprobs)), key=lambda index: (logprobs[index], -index))
 
 
 def is_tied(logprobs: Sequence[float]) -> bool:
-    """True if the two most probable choices are exactly equal."""
+    """Return whether the two most probable choices are exactly equal."""
     best = sorted(logprobs, reverse=True)
     return len(best) > 1 and best[0] == best[1]
 
 
 def parse_choice(text: str, choices: Sequence[str]) -> int | None:
-    """The choice that a generated text names, or None if it names none or only offers several.
+    """Return the index of the choice that a generated text names, or None if it names none or only offers several.
 
     Case, punctuation, `ё` and words around the answer do not matter. The first word that answers decides, as in
     «Да, из текста это следует»; a question repeated before the answer is passed over. Whole choices written out
@@ -66,13 +64,13 @@ def parse_choice(text: str, choices: Sequence[str]) -> int | None:
 
 
 def _after_question(text: str) -> str:
-    """What follows the last question mark, if that says anything; else the whole text."""
+    """Return what follows the last question mark, if there is a word; else the whole text."""
     answer = text.rpartition("?")[2]
     return answer if _WORD.search(answer) else text
 
 
 def _mentions(said: list[str], choices: Sequence[str]) -> list[tuple[int, int, int]]:
-    """(first word, word after the last, choice) of every place that names a choice, in the order of the text."""
+    """Return (first word, word after the last, choice) of every place that names a choice, in the order of the text."""
     names = [" ".join(_words(choice)) for choice in choices]
     found = []
     for index, name in enumerate(names):
@@ -88,7 +86,7 @@ def _mentions(said: list[str], choices: Sequence[str]) -> list[tuple[int, int, i
 
 
 def _negation_before(said: list[str], place: int) -> int | None:
-    """Where «не» or «ни» stands that turns the word at `place` round, or None."""
+    """Return where a «не» or «ни» stands that negates the word at `place`, or None."""
     for before in range(place - 1, max(-1, place - 1 - _NEGATION_REACH), -1):
         if said[before] in ("не", "ни"):
             return before
@@ -100,7 +98,7 @@ def _words(text: str) -> list[str]:
 
 
 def _places(words: list[str], wanted: list[str]) -> list[int]:
-    """Where `wanted` stands in `words` as a run of whole words."""
+    """Return where `wanted` stands in `words` as a run of whole words."""
     if not wanted:
         return []
     starts = range(len(words) - len(wanted) + 1)
@@ -108,7 +106,7 @@ def _places(words: list[str], wanted: list[str]) -> list[int]:
 
 
 def parse_entity(text: str, entities: Sequence[str]) -> str | None:
-    """The passage's entity that a generated text names: the same text, else the longest one that it contains."""
+    """Return the entity that a generated text names: the same text, else the longest one that it contains."""
     said = _bare(text)
     if not said:
         return None
@@ -120,17 +118,5 @@ def parse_entity(text: str, entities: Sequence[str]) -> str | None:
 
 
 def _bare(text: str) -> str:
-    """The metric's normal form, and no Russian quotation marks, dashes or dots either."""
+    """Return the metric's normal form, without Russian quotation marks, dashes and dots too."""
     return " ".join(normalised(text.translate(_RUSSIAN_MARKS)).split())
-
-
-def to_item(task: str, doc: Mapping[str, Any], prediction: int | str | None) -> Item:
-    """The item that the metrics read. Its gold answer is None where that is hidden (official test split)."""
-    cluster = document_key(doc)
-    if task == "rucos":
-        return Item(cluster, tuple(doc["answers"]) or None, prediction)
-    gold = doc["label"] if doc["label"] >= 0 else None
-    if task == "muserc":
-        return Item(cluster, gold, prediction, group=doc["idx"]["question"])
-    categories = tuple(name for name in LIDIRUS_CATEGORIES if doc.get(name)) if task == "lidirus" else ()
-    return Item(cluster, gold, prediction, categories=categories)

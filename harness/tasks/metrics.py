@@ -32,6 +32,7 @@ class Item:
         prediction: of the same kind (RuCoS: a string); None for an answer that could not be read.
         group: what belongs together inside a cluster: for MuSeRC the question.
         categories: for LiDiRus the linguistic categories that the example tests.
+        task: the task's name.
     """
 
     cluster: Hashable
@@ -39,6 +40,7 @@ class Item:
     prediction: Any
     group: Hashable = None
     categories: tuple[str, ...] = ()
+    task: str = ""
 
 
 @dataclass(frozen=True)
@@ -171,12 +173,20 @@ def _mean_of(*values: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarra
     return lambda sums: np.mean([value(sums) for value in values], axis=0)
 
 
-def _accuracy_task() -> dict[str, Metric]:
+def accuracy_metrics() -> dict[str, Metric]:
+    """Accuracy over two labels."""
     counts = _confusion(2)
     return {"rsg": Metric("rsg", counts, _accuracy(2)), "acc": Metric("acc", counts, _accuracy(2))}
 
 
-LIDIRUS_CATEGORIES = ("knowledge", "lexical_semantics", "logic", "predicate_argument_structure")
+def macro_f1_metrics(labels: int) -> dict[str, Metric]:
+    """Macro F1 and accuracy; "rsg" is the mean of the two."""
+    counts = _confusion(labels)
+    return {
+        "rsg": Metric("rsg", counts, _mean_of(_macro_f1(labels), _accuracy(labels))),
+        "macro_f1": Metric("macro_f1", counts, _macro_f1(labels)),
+        "acc": Metric("acc", counts, _accuracy(labels)),
+    }
 
 
 def _in_category(category: str) -> Callable[[Sequence[Item]], np.ndarray]:
@@ -184,43 +194,36 @@ def _in_category(category: str) -> Callable[[Sequence[Item]], np.ndarray]:
     return lambda items: counts([item for item in items if category in item.categories])
 
 
-def _lidirus_metrics() -> dict[str, Metric]:
+def matthews_metrics(categories: Sequence[str]) -> dict[str, Metric]:
+    """Matthews correlation over two labels, of all examples and of those in each category."""
     matthews = _matthews(2)
     metrics = [
         Metric("rsg", _confusion(2), matthews),
         Metric("mcc", _confusion(2), matthews),
         Metric("acc", _confusion(2), _accuracy(2)),
-        *(Metric(f"mcc_{category}", _in_category(category), matthews) for category in LIDIRUS_CATEGORIES),
+        *(Metric(f"mcc_{category}", _in_category(category), matthews) for category in categories),
     ]
     return {metric.name: metric for metric in metrics}
 
 
-# Task -> metric name -> metric. "rsg" is the task's figure in the Russian SuperGLUE score.
-METRICS: dict[str, dict[str, Metric]] = {
-    "lidirus": _lidirus_metrics(),
-    "rcb": {
-        "rsg": Metric("rsg", _confusion(3), _mean_of(_macro_f1(3), _accuracy(3))),
-        "macro_f1": Metric("macro_f1", _confusion(3), _macro_f1(3)),
-        "acc": Metric("acc", _confusion(3), _accuracy(3)),
-    },
-    "parus": _accuracy_task(),
-    "muserc": {
+def answer_set_metrics() -> dict[str, Metric]:
+    """MuSeRC: F1 of the right answers and exact match of questions; "rsg" is the mean of the two."""
+    return {
         "rsg": Metric("rsg", _muserc_counts, _mean_of(_muserc_f1a, _muserc_em)),
         "f1a": Metric("f1a", _muserc_counts, _muserc_f1a),
         "em": Metric("em", _muserc_counts, _muserc_em),
         # Not official: of single answers, as some published figures count.
         "acc": Metric("acc", _muserc_counts, _muserc_accuracy),
-    },
-    "terra": _accuracy_task(),
-    "russe": _accuracy_task(),
-    "rwsd": _accuracy_task(),
-    "danetqa": _accuracy_task(),
-    "rucos": {
+    }
+
+
+def entity_metrics() -> dict[str, Metric]:
+    """RuCoS: token F1 and exact match, best over the right entities; "rsg" is the mean of the two."""
+    return {
         "rsg": Metric("rsg", _rucos_counts, _mean_of(_share(0), _share(1))),
         "f1": Metric("f1", _rucos_counts, _share(0)),
         "em": Metric("em", _rucos_counts, _share(1)),
-    },
-}
+    }
 
 
 def _cluster_counts(metric: Metric, items: Sequence[Item]) -> np.ndarray:

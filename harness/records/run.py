@@ -6,8 +6,6 @@ Tables and pages are made from these alone.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.errors import UserError
+from harness.files import write_atomically
 
 SCHEMA_VERSION = 1
 RESULTS = "results.json"
@@ -136,28 +135,6 @@ class SampleRecord(_Model):
     gold: Any  # the same; None: hidden
     scores: list[float]  # log-probabilities of the choices; empty for generated answers
     text: str | None = None  # the generated answer
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes the file whole or not at all: a temporary file, fsync, rename.
-
-    Raises:
-        UserError: the disk is full or the directory cannot be written.
-    """
-    try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}", "free some space or name another --output") from error
 
 
 def write_run(directory: Path, record: RunRecord, samples: Iterable[SampleRecord]) -> None:

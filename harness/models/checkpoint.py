@@ -22,8 +22,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.errors import UserError
-from harness.hashing import file_hash
-from harness.heads import BORROWED, HeadKind, HeadLayout, Heads
+from harness.files import file_hash
+from harness.models.heads import BORROWED, HeadKind, HeadLayout, Heads
 
 FORMAT_VERSION = 1
 DESCRIPTION = "rsg_checkpoint.json"

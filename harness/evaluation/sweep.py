@@ -10,12 +10,12 @@ from tabulate import tabulate
 
 from harness.errors import UserError
 from harness.evaluation.options import RunOptions, check_options
-from harness.evaluation.record import RunRecord
 from harness.evaluation.run import run
+from harness.files import MIB
 from harness.processes import run_apart, started_processes
+from harness.records.run import RunRecord
 from harness.reports.compare import Comparison, compare, verdict
 from harness.reports.tables import estimate_text
-from harness.units import MIB
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,69 @@
+"""Documents to requests, rendered by lm-eval from the task files: for runs, for training and for single questions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from lm_eval.api.instance import Instance
+
+from harness.quiet import quiet_libraries
+from harness.tasks.prompts import GROUPS, TASK_DIR, ChosenTask
+from harness.tasks.registry import included_directories
+
+
+class ChatTemplate(Protocol):
+    """How a conversation becomes text; `harness.models.chat.Template` is one."""
+
+    @property
+    def applied(self) -> bool: ...
+
+    @property
+    def text(self) -> Callable[..., str]: ...
+
+
+def load_tasks(
+    chosen: Sequence[ChosenTask],
+    *,
+    data: str,
+    split: str,
+    limit: int | None = None,
+    seed: int = 0,
+    num_fewshot: int = 0,
+) -> dict[str, Any]:
+    """Return lm-eval's task objects with the chosen prompts, by full name (rsg_terra)."""
+    from lm_eval.tasks import TaskManager
+
+    with quiet_libraries():
+        manager = TaskManager(
+            include_path=[*(str(TASK_DIR / group) for group in GROUPS), *map(str, included_directories())],
+            include_defaults=False,
+            metadata={"data": data, "split": split, "limit": limit, "seed": seed, "num_fewshot": num_fewshot},
+        )
+        tasks = manager.load([task.file.full_name for task in chosen])["tasks"]
+        for task in chosen:
+            loaded = tasks[task.file.full_name]
+            _set_prompt(loaded, task)
+            loaded.set_config("num_fewshot", num_fewshot)
+            loaded.set_fewshot_seed(seed)
+    return tasks
+
+
+def _set_prompt(loaded: Any, task: ChosenTask) -> None:
+    """Put the chosen prompt's keys in place of the default one's, which the file has merged into the task."""
+    prompts = loaded.config.metadata["prompts"]  # as lm-eval read them, functions resolved
+    default, chosen = prompts[task.file.prompts[0]], prompts[task.prompt]
+    for key in default.keys() - chosen.keys():
+        loaded.set_config(key, " " if key == "target_delimiter" else None)
+    for key, value in chosen.items():
+        loaded.set_config(key, value)
+
+
+def render_document(task: Any, doc: dict[str, Any], template: ChatTemplate) -> list[Instance]:
+    """Return the requests of one document, a (context, continuation) pair a choice, without few-shot examples."""
+    options: dict[str, Any] = {
+        "apply_chat_template": template.applied,
+        "chat_template": template.text if template.applied else None,
+    }
+    context = task.fewshot_context(doc, num_fewshot=0, gen_prefix=task.doc_to_prefix(doc), **options)
+    return task.construct_requests(doc=doc, ctx=context, metadata=(task.config.task, 0, 1), **options)
