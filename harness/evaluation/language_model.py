@@ -3,61 +3,57 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
-from adapters.base import Backend, OutOfMemory, Sampling
-from harness.data import document_key
+from adapters.base import OutOfMemory, Sampling
 from harness.errors import UserError
-from harness.models.heads import Heads, head_of, head_sequences, log_softmax
+from harness.models.heads import head_sequences, log_softmax
+from harness.models.open import OpenModel
 from harness.processes import ALONE, Processes
+from harness.progress import Bar
 from harness.records.provenance import peak_memory
 from harness.scoring.encoding import ScoredSequence, TextEncoder, cut_prompt, encode_pairs
 from harness.scoring.generation import GenerationJob, generate_all
 from harness.scoring.plan import make_plan
 from harness.scoring.scorer import NotFinite, Projection, Scorer
 from harness.scoring.store import ProgressStore
-from harness.tasks.rendering import chat_text
+from harness.tasks import document_key, get_task
 
 
 class PlannedModel(LM):
-    """lm-eval's interface over a backend and the planner.
+    """lm-eval's interface over an open model and the planner.
 
     Args:
-        backend: the loaded model.
-        batch_tokens: token budget of a batch.
-        store: keeps what was scored.
-        progress: called with (kind of work, total) when work starts; gives a function to call with the work just done.
-        seed: for sampled generation.
-        heads: of a multitask checkpoint; they answer the tasks that they were trained for.
-        processes: that share the work.
+        opened: The model. Heads of a multitask checkpoint answer the tasks that they were trained for.
+        batch_tokens: Token budget of a batch; None: what suits the backend.
+        store: Keeps what was scored.
+        seed: For sampled generation.
+        processes: Those that share the work.
     """
 
     def __init__(
         self,
-        backend: Backend,
-        batch_tokens: int,
+        opened: OpenModel,
+        batch_tokens: int | None = None,
         store: ProgressStore | None = None,
-        progress: Callable[[str, int], Callable[[int], object]] | None = None,
         seed: int = 0,
-        heads: Heads | None = None,
         processes: Processes = ALONE,
     ) -> None:
         super().__init__()
-        self.heads = heads
-        self.backend = backend
-        self.tokenizer = backend.tokenizer
-        self.encoder = TextEncoder(backend.tokenizer)
-        self.batch_tokens = batch_tokens
-        self.truncated: Counter[str] = Counter()  # lm-eval task name -> requests cut from the left
-        self.scorer = Scorer(backend, store, processes)
+        self.opened = opened
+        self.heads = opened.heads
+        self.backend = opened.backend
+        self.encoder = TextEncoder(opened.tokenizer)
+        self.batch_tokens = batch_tokens or self.backend.info.batch_tokens
+        self.truncated: Counter[str] = Counter()  # lm-eval's task name -> requests cut from the left
+        self.scorer = Scorer(self.backend, store, processes)
         self.single_bytes = 0  # peak memory after one document at batch size 1
         self.generated_prompt_tokens = 0
         self._store = store
-        self._progress = progress or (lambda what, total: lambda done: None)
         self._seed = seed
         self._processes = processes
         # lm-eval places nothing on a device itself, but its base class reads this.
@@ -65,16 +61,16 @@ class PlannedModel(LM):
 
     @property
     def tokenizer_name(self) -> str:
-        return str(self.tokenizer.name_or_path).replace("/", "__")
+        return str(self.opened.tokenizer.name_or_path).replace("/", "__")
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        return chat_text(self.tokenizer, chat_history, add_generation_prompt)
+        return self.opened.template.text(chat_history, add_generation_prompt)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         by_head = [
             number
             for number, request in enumerate(requests)
-            if self.head_kind(str(request.task_name)) not in (None, "likelihood")
+            if self.head_kind(_task_of(request)) not in (None, "likelihood")
         ]
         by_likelihood = sorted(set(range(len(requests))) - set(by_head))
         scores: dict[int, tuple[float, bool]] = {}
@@ -82,34 +78,34 @@ class PlannedModel(LM):
             chosen = [requests[number] for number in by_likelihood]
             pairs = [request.args for request in chosen]
             sequences = encode_pairs(self.encoder, pairs, self._context_length)
-            scores |= zip(by_likelihood, self._score(chosen, sequences), strict=True)
+            scores |= zip(by_likelihood, self._score(chosen, sequences, "choices by likelihood"), strict=True)
         if by_head:
             scores |= self._head_scores(requests, by_head)
         return [scores[number] for number in range(len(requests))]
 
     def head_kind(self, task: str) -> str | None:
-        """Kind of the head that answers the task of this full name; None where the language model answers as ever."""
-        return self.heads.layout.kinds.get(head_of(task.removeprefix("rsg_"))) if self.heads else None
+        """Return the kind of the head that answers a task; None where the language model does."""
+        return self.heads.layout.kinds.get(get_task(task).head_owner) if self.heads else None
 
     def _head_scores(self, requests: Sequence[Instance], numbers: Sequence[int]) -> dict[int, tuple[float, bool]]:
-        """Log-probabilities that the heads give the choices of each document, by the number of the request."""
+        """Return the log-probabilities that heads give the choices of each document, by the number of the request."""
         assert self.heads is not None
         documents: dict[tuple[str, int], list[int]] = {}
         for number in numbers:
-            documents.setdefault((str(requests[number].task_name), requests[number].doc_id), []).append(number)
+            documents.setdefault((_task_of(requests[number]), requests[number].doc_id), []).append(number)
         order = [number for members in documents.values() for number in members]
         sequences = [
             sequence
-            for members in documents.values()
+            for (task, _), members in documents.items()
             for sequence in head_sequences(
                 self.encoder,
                 self.heads.layout,
-                str(requests[members[0]].task_name).removeprefix("rsg_"),
+                task,
                 [requests[number].args for number in members],
                 self._context_length,
             )
         ]
-        raw = self._score([requests[number] for number in order], sequences, self.heads.project)
+        raw = self._score([requests[number] for number in order], sequences, "choices by heads", self.heads.project)
         by_number = {number: score for number, (score, _) in zip(order, raw, strict=True)}
         found: dict[int, tuple[float, bool]] = {}
         for members in documents.values():
@@ -118,15 +114,19 @@ class PlannedModel(LM):
         return found
 
     def _score(
-        self, requests: Sequence[Instance], sequences: Sequence[ScoredSequence], project: Projection | None = None
+        self,
+        requests: Sequence[Instance],
+        sequences: Sequence[ScoredSequence],
+        what: str,
+        project: Projection | None = None,
     ) -> list[tuple[float, bool]]:
         for request, sequence in zip(requests, sequences, strict=True):
             self.truncated[str(request.task_name)] += sequence.dropped > 0
         plan = make_plan(sequences, self.batch_tokens)
         try:
             self._note_single_document(sequences, project)
-            report = self._progress("scoring", plan.tokens_computed // self._processes.size)  # this one's share
-            scores = self.scorer.score(plan, sequences, report, project)
+            with Bar(f"scoring {what}", plan.tokens_computed // self._processes.size, "tok") as bar:
+                scores = self.scorer.score(plan, sequences, bar.advance, project)
         except NotFinite as error:
             bad = requests[error.sequence]
             raise UserError(
@@ -138,25 +138,25 @@ class PlannedModel(LM):
         return [(score.logprob, score.greedy) for score in scores]
 
     def _note_single_document(self, sequences: Sequence[ScoredSequence], project: Projection | None) -> None:
-        """Memory at batch size 1: scores the longest request alone, before anything larger was computed."""
+        """Measure the memory at batch size 1: score the longest request alone, before anything larger is computed."""
         if self.single_bytes:
             return
         longest = max(sequences, key=lambda sequence: len(sequence.tokens))
-        hidden, _ = self.backend.encode([longest.inputs], [[len(longest.inputs) - 1]])
+        hidden, _ = self.backend.hidden_states([longest.inputs], [[len(longest.inputs) - 1]])
         (project or self.backend.project)(hidden, np.zeros(1, dtype=np.int64), np.array(longest.tokens[-1:]))
         self.single_bytes, _ = peak_memory(self.backend)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         jobs = [self._job(request) for request in requests]
         self.generated_prompt_tokens += sum(len(job.prompt) for job in jobs)
-        report = self._progress("generating", len(jobs) // self._processes.size)
         try:
-            return generate_all(self.backend, jobs, self.batch_tokens, self._store, report, self._processes)
+            with Bar("generating answers", len(jobs) // self._processes.size, "answer") as bar:
+                return generate_all(self.backend, jobs, self.batch_tokens, self._store, bar.advance, self._processes)
         except OutOfMemory as error:
             raise self._too_large(error) from error
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        raise NotImplementedError("no Russian SuperGLUE task asks for the likelihood of whole texts")
+        raise NotImplementedError("no Russian SuperGLUE task needs the likelihood of whole texts")
 
     def _too_large(self, error: OutOfMemory) -> UserError:
         return UserError(
@@ -184,3 +184,8 @@ class PlannedModel(LM):
             seed=self._seed,
         )
         return GenerationJob(tuple(kept), sampling)
+
+
+def _task_of(request: Instance) -> str:
+    """Return the name of the task whose documents the request is about."""
+    return str(request.task_name).removeprefix("rsg_")

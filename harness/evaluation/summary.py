@@ -1,4 +1,4 @@
-"""From the outcomes of a run to its record and samples."""
+"""From the results of a run to its record and samples."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from adapters.base import Backend, BackendInfo
-from harness.data import LABELS, TASKS, Split, document_key
+from adapters.base import BackendInfo
+from harness.data import Split
+from harness.evaluation.directory import settings_hash
 from harness.evaluation.language_model import PlannedModel
 from harness.evaluation.options import RunOptions
-from harness.evaluation.resume import settings_hash
 from harness.models.resolve import LocalModel
 from harness.records import provenance
 from harness.records.run import (
@@ -27,15 +27,15 @@ from harness.records.run import (
     TimingRecord,
     TokenRecord,
 )
+from harness.tasks import RUSSIAN_SUPERGLUE, document_key, get_task
 from harness.tasks.answers import is_tied
-from harness.tasks.metrics import METRICS, Estimate, Item, estimate, has_examples, mean_estimate
+from harness.tasks.metrics import Estimate, Item, estimate, has_examples, mean_estimate
 from harness.tasks.prompts import ChosenTask
-from harness.tasks.rendering import uses_chat_template
 
 
 @dataclass
-class Outcome:
-    """What lm-eval gave back of one task: its samples, and the items among them whose answer is known."""
+class TaskResult:
+    """What lm-eval returned for one task: its samples, and the items among them whose answer is known."""
 
     chosen: ChosenTask
     samples: list[dict[str, Any]]
@@ -56,7 +56,7 @@ class Costs:
 
 
 def process_costs(language_model: PlannedModel, scoring_seconds: float) -> Costs:
-    """Of this process."""
+    """Return what the scoring cost this process."""
     statistics = language_model.scorer.statistics
     return Costs(
         processes=1,
@@ -70,29 +70,28 @@ def process_costs(language_model: PlannedModel, scoring_seconds: float) -> Costs
 
 
 def total_costs(costs: Sequence[Mapping[str, Any]]) -> Costs:
-    """Of all processes together, from the fields of each one's `Costs`."""
+    """Return what the scoring cost all processes together, from the fields of each one's `Costs`."""
     largest = ("scoring_seconds", "peak_bytes", "single_bytes")
     return Costs(**{name: (max if name in largest else sum)(cost[name] for cost in costs) for name in costs[0]})
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class FinishedRun:
     """A run that has just ended."""
 
     options: RunOptions
     settings: dict[str, Any]
-    model: LocalModel
-    backend: Backend
     language_model: PlannedModel
     splits: dict[str, Split]
-    outcomes: list[Outcome]
+    results: list[TaskResult]
     timing: TimingRecord
     costs: Costs
     resumed: bool
 
 
-def count_documents(outcomes: list[Outcome]) -> int:
-    return sum(len({document_key(sample["doc"]) for sample in outcome.samples}) for outcome in outcomes)
+def count_documents(results: list[TaskResult]) -> int:
+    """Return the number of documents that were answered, over all tasks."""
+    return sum(len({document_key(sample["doc"]) for sample in result.samples}) for result in results)
 
 
 def _metric_record(found: Estimate | None) -> MetricRecord:
@@ -101,47 +100,38 @@ def _metric_record(found: Estimate | None) -> MetricRecord:
     return MetricRecord(value=found.value, stderr=found.stderr, interval=found.interval)
 
 
-def _estimates(outcome: Outcome, seed: int) -> dict[str, Estimate | None]:
-    """Every metric of a task; None where no answer is known, or no example is in the metric's category."""
-    metrics = METRICS[outcome.chosen.file.task]
-    if not outcome.items:
+def _estimates(result: TaskResult, seed: int) -> dict[str, Estimate | None]:
+    """Estimate every metric of a task; None where no answer is known, or no example is in the metric's category."""
+    metrics = get_task(result.chosen.file.task).metrics
+    if not result.items:
         return dict.fromkeys(metrics)
     return {
-        name: estimate(metric, outcome.items, seed) if has_examples(metric, outcome.items) else None
+        name: estimate(metric, result.items, seed) if has_examples(metric, result.items) else None
         for name, metric in metrics.items()
     }
 
 
-def _is_generated(outcome: Outcome) -> bool:
-    return outcome.chosen.file.group == "rsg_gen"
-
-
-def _task_record(
-    outcome: Outcome,
-    estimates: Mapping[str, Estimate | None],
-    split: Split,
-    language_model: PlannedModel,
-    options: RunOptions,
-) -> TaskRecord:
-    samples = outcome.samples
+def _task_record(result: TaskResult, estimates: Mapping[str, Estimate | None], done: FinishedRun) -> TaskRecord:
+    samples, file = result.samples, result.chosen.file
+    split = done.splits[file.task]
     prompts = hashlib.sha256()
     for sample in samples:
         prompts.update(json.dumps(sample["arguments"], ensure_ascii=False, default=str).encode() + b"\n")
-    scores = [] if _is_generated(outcome) else [_scores(sample) for sample in samples]
+    scores = [] if file.is_generated else [_scores(sample) for sample in samples]
     main = estimates["rsg"]
     return TaskRecord(
         score=main.value if main else None,
         documents=len({document_key(sample["doc"]) for sample in samples}),
         examples=len(samples),
         metrics={name: _metric_record(found) for name, found in estimates.items()},
-        task_file=outcome.chosen.file.full_name,
-        prompt=outcome.chosen.prompt,
-        head=language_model.head_kind(outcome.chosen.file.full_name),
+        task_file=file.full_name,
+        prompt=result.chosen.prompt,
+        head=None if file.is_generated else done.language_model.head_kind(file.task),
         prompt_sha256=prompts.hexdigest(),
-        num_fewshot=options.num_fewshot,
+        num_fewshot=done.options.num_fewshot,
         split=split.split,
         data_sha256=split.fingerprint,
-        truncated=language_model.truncated[outcome.chosen.file.full_name],
+        truncated=done.language_model.truncated[file.full_name],
         ties=sum(is_tied(row) for row in scores),
         unreadable=sum(sample["rsg"].prediction is None for sample in samples),
         warnings=split.warnings,
@@ -149,11 +139,12 @@ def _task_record(
 
 
 def _scores(sample: dict[str, Any]) -> list[float]:
-    """Log-probabilities of the choices."""
+    """Return the log-probabilities of the choices."""
     return [float(logprob) for logprob, _ in sample["filtered_resps"]]
 
 
 def model_record(model: LocalModel, info: BackendInfo) -> ModelRecord:
+    """Return what a record says about a model on a backend."""
     return ModelRecord(
         name=model.name,
         origin=model.origin,
@@ -164,31 +155,31 @@ def model_record(model: LocalModel, info: BackendInfo) -> ModelRecord:
     )
 
 
-def make_record(done: Evaluation) -> RunRecord:
-    """The record of a run that has just ended."""
+def make_record(done: FinishedRun) -> RunRecord:
+    """Return the record of a run that has just ended."""
     tasks: dict[str, TaskRecord] = {}
     mains: list[Estimate] = []
-    for outcome in done.outcomes:
-        estimates = _estimates(outcome, done.options.seed)
-        file = outcome.chosen.file
-        tasks[file.name] = _task_record(outcome, estimates, done.splits[file.task], done.language_model, done.options)
+    for result in done.results:
+        estimates = _estimates(result, done.options.seed)
+        tasks[result.chosen.file.name] = _task_record(result, estimates, done)
         if estimates["rsg"] is not None:
             mains.append(estimates["rsg"])
     mean = mean_estimate(mains) if mains else None
-    nine = _all_nine(done.outcomes) and len(mains) == len(TASKS)
-    info, statistics, costs = done.backend.info, done.language_model.scorer.statistics, done.costs
+    nine = _all_nine(done.results) and len(mains) == len(RUSSIAN_SUPERGLUE)
+    opened = done.language_model.opened
+    info, statistics, costs = opened.backend.info, done.language_model.scorer.statistics, done.costs
     return RunRecord(
         score=mean.value if mean and nine else None,
         score_stderr=mean.stderr if mean and nine else None,
         mean=mean.value if mean else None,
         mean_stderr=mean.stderr if mean else None,
         tasks=tasks,
-        model=model_record(done.model, info),
+        model=model_record(opened.local, info),
         backend=info.name,
         execution=info.execution,
         device=info.device,
         dtype=info.dtype,
-        chat_template=uses_chat_template(done.backend.tokenizer, done.options.apply_chat_template),
+        chat_template=opened.template.applied,
         data=DataRecord(
             source=_source_kind(done.options.data),
             description=_source_description(done.options.data, done.splits),
@@ -199,7 +190,7 @@ def make_record(done: Evaluation) -> RunRecord:
         memory=MemoryRecord(
             peak_bytes=costs.peak_bytes,
             single_bytes=costs.single_bytes,
-            of=provenance.peak_memory(done.backend)[1],
+            of=provenance.peak_memory(opened.backend)[1],
         ),
         tokens=TokenRecord(
             computed=statistics.tokens_computed + done.language_model.generated_prompt_tokens,
@@ -221,10 +212,10 @@ def make_record(done: Evaluation) -> RunRecord:
     )
 
 
-def _all_nine(outcomes: list[Outcome]) -> bool:
-    """True if the run is all nine tasks of one group and nothing else."""
-    files = [outcome.chosen.file for outcome in outcomes]
-    return len({file.group for file in files}) == 1 and {file.task for file in files} == set(TASKS)
+def _all_nine(results: list[TaskResult]) -> bool:
+    """Return whether the run is all nine tasks of one group and nothing else."""
+    files = [result.chosen.file for result in results]
+    return len({file.group for file in files}) == 1 and {file.task for file in files} == set(RUSSIAN_SUPERGLUE)
 
 
 def _source_kind(data: str) -> str:
@@ -234,34 +225,28 @@ def _source_kind(data: str) -> str:
 
 
 def _source_description(data: str, splits: dict[str, Split]) -> str:
-    """For the hub its name and commit; for a directory nothing but its kind, since records are published."""
+    """Return the hub's name and commit; of a directory nothing but its kind, since records are published."""
     if _source_kind(data) == "official":
         return "official files"
     return next(iter(splits.values())).source if data == "hub" else data.partition(":")[0]
 
 
-def make_samples(outcomes: list[Outcome]) -> list[SampleRecord]:
+def make_samples(results: list[TaskResult]) -> list[SampleRecord]:
+    """Return a record of every answered example."""
     records = []
-    for outcome in outcomes:
-        task = outcome.chosen.file.task
-        for sample in outcome.samples:
+    for result in results:
+        file = result.chosen.file
+        task = get_task(file.task)
+        for sample in result.samples:
             doc = sample["doc"]
-            generated = _is_generated(outcome)
             records.append(
                 SampleRecord(
-                    task=outcome.chosen.file.name,
+                    task=file.name,
                     idx=doc["idx"],
-                    prediction=_label(task, sample["rsg"].prediction),
-                    gold=list(doc["answers"]) or None if task == "rucos" else _label(task, doc["label"]),
-                    scores=[] if generated else _scores(sample),
-                    text=sample["filtered_resps"][0] if generated else None,
+                    prediction=task.named(sample["rsg"].prediction),
+                    gold=task.named(task.gold(doc)),
+                    scores=[] if file.is_generated else _scores(sample),
+                    text=sample["filtered_resps"][0] if file.is_generated else None,
                 )
             )
     return records
-
-
-def _label(task: str, answer: Any) -> Any:
-    """A label's index as the official file spells it; hidden and unreadable ones as None."""
-    if answer is None or answer == -1:
-        return None
-    return answer if task == "rucos" else LABELS[task][answer]

@@ -1,21 +1,23 @@
-"""`rsg-harness sweep`: one model on several backends, each beside the first."""
+"""`rsg-harness sweep`: one model on several backends, each compared with the first."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tabulate import tabulate
 
 from harness.errors import UserError
-from harness.evaluation.options import RunOptions, check_options
+from harness.evaluation.options import RunOptions, SweepOptions, check_run_options
 from harness.evaluation.run import run
 from harness.files import MIB
-from harness.processes import run_apart, started_processes
+from harness.processes import run_in_subprocess, started_processes
 from harness.records.run import RunRecord
 from harness.reports.compare import Comparison, compare, verdict
 from harness.reports.tables import estimate_text
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -27,28 +29,23 @@ class SweepRow:
     comparison: Comparison | None
 
 
-def sweep(
-    options: RunOptions,
-    backends: Sequence[str],
-    say: Callable[[str], None] = lambda text: None,
-    run_one: Callable[[RunOptions], tuple[RunRecord, Path]] = lambda options: run_apart(run, options),
-) -> list[SweepRow]:
-    """Runs the same evaluation on every backend.
+def sweep(options: SweepOptions) -> list[SweepRow]:
+    """Run the same evaluation on every backend, each run in a process of its own.
+
+    A process's peak memory is that of everything it ever did, so runs that share one cannot be told apart. Processes
+    of a launcher are bound to each other and stay what they are.
 
     Args:
-        options: of every run but its backend. `output` is what the directories' names start with, a backend's name
-            follows; where `resume` is set, finished backends are not run again.
-        backends: names, each with its arguments after colons (`mlx-q4:group_size=32`). The first is the one that the
-            others are compared with.
-        say: told where a record is as soon as it is there.
-        run_one: does one run, by itself in a process of its own: a process's peak memory is that of all it ever did.
+        options: `output` is what the directories' names start with; a backend's name follows. Finished backends are
+            not run again where `resume` is set. The first backend is the one that the others are compared with.
 
     Returns:
         A row a backend; none in processes after the first of a launcher.
 
     Raises:
-        UserError: as for `run`; finished backends keep their records.
+        UserError: As for `run`; finished backends keep their records.
     """
+    backends = options.backends
     if not backends or len(set(backends)) != len(backends):
         raise UserError(f"--backends {','.join(backends)!r} names none, or one twice", "name each backend once")
     if options.split == "test":
@@ -57,17 +54,18 @@ def sweep(
         raise UserError("--resume needs to know which sweep", "repeat its --output")
     runs = [_of_backend(options, backend) for backend in backends]
     for one in runs:  # before the first of them takes its time
-        check_options(one)
+        check_run_options(one)
+    alone = started_processes().size == 1
     rows: list[SweepRow] = []
     for one in runs:
-        record, directory = run_one(one)
+        record, directory = run_in_subprocess(run, one) if alone else run(one)
         if started_processes().is_first:  # which holds the records
-            say(f"record: {directory}")
+            log.info("record: %s", directory)
             rows.append(SweepRow(directory, record, compare(rows[0].directory, directory) if rows else None))
     return rows
 
 
-def _of_backend(options: RunOptions, backend: str) -> RunOptions:
+def _of_backend(options: SweepOptions, backend: str) -> RunOptions:
     name, *arguments = backend.split(":")
     output = options.output and options.output.with_name("-".join([options.output.name, name, *arguments]))
     resume = output is not None and options.resume and output.exists()
@@ -75,7 +73,7 @@ def _of_backend(options: RunOptions, backend: str) -> RunOptions:
 
 
 def sweep_table(rows: Sequence[SweepRow]) -> str:
-    """What the command prints: a row a backend, and the tasks that really got worse or better."""
+    """Format a row a backend: quality beside the first one's, size and speed."""
     first = rows[0].record
     headers = [
         "backend", "executed by", "weights, MiB", f"mean of {len(first.tasks)}", f"beside {first.backend}",

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from harness.errors import UserError
-from harness.records.run import ModelRecord, write_atomically
+from harness.records.base import Record, read_record, write_record
+from harness.records.run import ModelRecord
 
 SCHEMA_VERSION = 1
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class QuestionLatency(_Model):
+class QuestionLatency(Record):
     """One question at batch size 1, prompt and all: seconds, over so many different questions."""
 
     p50: float
@@ -27,7 +20,7 @@ class QuestionLatency(_Model):
     tokens: float  # a prompt has on average
 
 
-class Throughput(_Model):
+class Throughput(Record):
     """Questions a second when many are asked at once, at the best of several batch sizes (MOROCCO's definition)."""
 
     task: str
@@ -36,7 +29,7 @@ class Throughput(_Model):
     batch_tokens: int
 
 
-class Generation(_Model):
+class Generation(Record):
     """Greedy generation after a prompt. `first_token_seconds`: the prompt read and one token made."""
 
     prompt_tokens: int
@@ -45,7 +38,7 @@ class Generation(_Model):
     tokens_per_second: float  # after the first
 
 
-class LatencyRecord(_Model):
+class LatencyRecord(Record):
     """One file of results/latency. Memory in bytes, of a process of its own."""
 
     schema_version: int = SCHEMA_VERSION
@@ -68,27 +61,25 @@ class LatencyRecord(_Model):
 
 
 def write_latency(directory: Path, record: LatencyRecord) -> Path:
-    """Writes DIRECTORY/MODEL-BACKEND.json, the newest measurement in place of an older one.
+    """Write DIRECTORY/MODEL-BACKEND.json, replacing an older measurement, and return its path.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: It cannot be written.
     """
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{record.model.name}-{record.backend}.json".replace("/", "-")
-    write_atomically(path, json.dumps(record.model_dump(mode="json"), ensure_ascii=False, indent=2) + "\n")
+    write_record(path, record)
     return path
 
 
 def read_latencies(results: Path) -> dict[str, LatencyRecord]:
-    """All records under `results`/latency by file name, the quickest first.
+    """Return all records under `results`/latency by file name, the quickest first.
 
     Raises:
-        UserError: a file is damaged or of another version.
+        UserError: A file is damaged or newer than this program.
     """
-    found: dict[str, LatencyRecord] = {}
-    for path in sorted((results / "latency").glob("*.json")):
-        try:
-            found[path.name] = LatencyRecord.model_validate_json(path.read_text(encoding="utf-8"))
-        except (ValidationError, ValueError) as error:
-            raise UserError(f"{path} is not a latency record of this version", "measure anew or delete it") from error
+    found = {
+        path.name: read_record(path, LatencyRecord, version=SCHEMA_VERSION, hint="measure again, or delete it")
+        for path in sorted((results / "latency").glob("*.json"))
+    }
     return dict(sorted(found.items(), key=lambda pair: min(task.p50 for task in pair[1].latency.values())))

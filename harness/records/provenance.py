@@ -1,4 +1,4 @@
-"""What a record says of the machine, the software and the code."""
+"""What a record says about the machine, the software and the code."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PACKAGES = ("lm-eval", "torch", "transformers", "tokenizers", "mlx", "mlx-lm", 
 
 
 def versions() -> dict[str, str]:
-    """Versions of this program, Python and the packages that compute."""
+    """Return the versions of this program, Python and the packages that compute."""
     found = {"rsg-harness": harness.__version__, "python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -29,7 +29,7 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """System, processor, cores this process may use, memory in bytes. No host name: records are published."""
+    """Return system, processor, cores this process may use and memory in bytes. No host name: records are published."""
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
@@ -49,7 +49,7 @@ def _processor() -> str:
 
 
 def git_commit() -> str | None:
-    """Commit of the source tree this program runs from, with `-dirty` if it was changed; None outside one."""
+    """Return the commit of the source tree this program runs from, with `-dirty` if it was changed; None outside one."""
     root = Path(harness.__file__).parent.parent
     if not (root / ".git").exists():
         return None
@@ -70,12 +70,12 @@ def _output(*command: str) -> str | None:
 
 
 def peak_memory(backend: Backend) -> tuple[int, str]:
-    """Peak bytes, and of what: of the device whose allocator counts them, else of the process."""
+    """Return the peak bytes and what they are of: the device whose allocator counts them, else the process."""
     held = backend.peak_memory()
     return (held, backend.info.device) if held else (peak_process_bytes(), "process")
 
 
 def peak_process_bytes() -> int:
-    """The process's peak resident size. Linux counts in KiB, macOS in bytes (getrusage(2))."""
+    """Return the process's peak resident size. Linux counts in KiB, macOS in bytes (getrusage(2))."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

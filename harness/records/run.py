@@ -5,37 +5,33 @@ Tables and pages are made from these alone.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from harness.errors import UserError
 from harness.files import write_atomically
+from harness.records.base import Record, read_record, write_record
 
 SCHEMA_VERSION = 1
 RESULTS = "results.json"
 SAMPLES = "samples.jsonl"
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class MetricRecord(_Model):
-    """A figure between 0 and 1 (MCC: -1 and 1), its standard error and its 95% interval. None: no known answers."""
+class MetricRecord(Record):
+    """A metric between 0 and 1 (MCC: -1 and 1), its standard error and its 95% interval. None: no known answers."""
 
     value: float | None
     stderr: float | None
     interval: tuple[float, float] | None = None
 
 
-class TaskRecord(_Model):
+class TaskRecord(Record):
     """One task of a run."""
 
-    score: float | None  # the task's figure in the Russian SuperGLUE score
+    score: float | None  # the task's part of the Russian SuperGLUE score
     documents: int  # for MuSeRC paragraphs
     examples: int  # what the model answered: for MuSeRC answers
     metrics: dict[str, MetricRecord]
@@ -52,7 +48,7 @@ class TaskRecord(_Model):
     warnings: tuple[str, ...] = ()
 
 
-class ModelRecord(_Model):
+class ModelRecord(Record):
     name: str
     origin: str
     sha256: str
@@ -61,14 +57,14 @@ class ModelRecord(_Model):
     weights_bytes: int
 
 
-class DataRecord(_Model):
+class DataRecord(Record):
     source: str  # mini, hub, official
     description: str
     split: str
     limit: int | None  # documents a task
 
 
-class TimingRecord(_Model):
+class TimingRecord(Record):
     """Seconds of wall time. `records_per_second`: documents over `scoring_seconds`, the model's start left out."""
 
     wall_seconds: float
@@ -77,7 +73,7 @@ class TimingRecord(_Model):
     records_per_second: float
 
 
-class MemoryRecord(_Model):
+class MemoryRecord(Record):
     """`peak_bytes`: of the whole run. `single_bytes`: after the start and the longest document at batch size 1."""
 
     peak_bytes: int
@@ -85,8 +81,8 @@ class MemoryRecord(_Model):
     of: str  # "process" or the device whose allocator was asked
 
 
-class TokenRecord(_Model):
-    """`computed`: read by the model. `shared`: saved by common prefixes. `padding`: computed for nothing."""
+class TokenRecord(Record):
+    """`computed`: read by the model. `shared`: saved by common prefixes. `padding`: computed in vain."""
 
     computed: int
     shared: int
@@ -96,11 +92,11 @@ class TokenRecord(_Model):
     halved_batches: int
 
 
-class RunRecord(_Model):
+class RunRecord(Record):
     """results.json."""
 
     schema_version: int = SCHEMA_VERSION
-    score: float | None  # mean of the nine tasks' figures; None unless all nine ran
+    score: float | None  # mean of the nine tasks' scores; None unless all nine ran
     score_stderr: float | None
     mean: float | None  # of the tasks that ran
     mean_stderr: float | None
@@ -126,7 +122,7 @@ class RunRecord(_Model):
     command: str
 
 
-class SampleRecord(_Model):
+class SampleRecord(Record):
     """A line of samples.jsonl: one answered example."""
 
     task: str
@@ -138,43 +134,36 @@ class SampleRecord(_Model):
 
 
 def write_run(directory: Path, record: RunRecord, samples: Iterable[SampleRecord]) -> None:
-    """Samples first, so that a directory with results.json is complete."""
+    """Write samples and record; the record last, so that a directory with results.json is complete.
+
+    Raises:
+        UserError: A file cannot be written.
+    """
     lines = "".join(sample.model_dump_json(exclude_none=False) + "\n" for sample in samples)
     write_atomically(directory / SAMPLES, lines)
-    write_atomically(
-        directory / RESULTS, json.dumps(record.model_dump(mode="json"), ensure_ascii=False, indent=2) + "\n"
+    write_record(directory / RESULTS, record)
+
+
+def read_run(directory: Path) -> RunRecord:
+    """Return the record of a run's directory.
+
+    Raises:
+        UserError: There is none, or it is damaged or newer than this program.
+    """
+    return read_record(
+        directory / RESULTS,
+        RunRecord,
+        version=SCHEMA_VERSION,
+        missing="name the directory of a finished run",
+        hint="run it again",
     )
 
 
-def read_record(directory: Path) -> RunRecord:
-    """The record of a run's directory.
-
-    Raises:
-        UserError: none there, damaged, or of another schema version.
-    """
-    path = directory / RESULTS
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{directory} holds no {RESULTS}", "name the directory of a finished run") from error
-    except (ValueError, OSError) as error:
-        raise UserError(f"cannot read {path}: {error}", "run it again") from error
-    version = data.get("schema_version") if isinstance(data, dict) else None
-    if version != SCHEMA_VERSION:
-        raise UserError(f"{path} has schema version {version}, and this program reads {SCHEMA_VERSION}", "run it again")
-    try:
-        return RunRecord.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path} is not a run record: {where}: {first['msg']}", "run it again") from error
-
-
 def read_samples(directory: Path) -> Iterator[SampleRecord]:
-    """The samples of a run, line by line.
+    """Yield the samples of a run, line by line.
 
     Raises:
-        UserError: no such file, or a damaged line.
+        UserError: No such file, or a damaged line.
     """
     path = directory / SAMPLES
     try:

@@ -1,12 +1,11 @@
-"""What a run has scored so far, kept so that a killed run goes on where it was.
+"""What a run has scored so far, kept so that a killed run continues where it was.
 
 SQLite in the run's directory. A unit of the plan is written whole or not at all, in a transaction that is on the disk
-before the next unit starts; the plan's fingerprint guards against going on with other work.
+before the next unit starts; the plan's fingerprint guards against continuing other work.
 """
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
@@ -32,10 +31,10 @@ class ProgressStore:
     """An open store. Use as a context manager.
 
     Args:
-        path: the SQLite file, made if missing.
+        path: The SQLite file, made if missing.
 
     Raises:
-        UserError: the file is damaged, or the directory cannot be written.
+        UserError: The file is damaged, or the directory cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -46,7 +45,7 @@ class ProgressStore:
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.executescript(_SCHEMA)
         except sqlite3.Error as error:
-            raise UserError(f"cannot open {path}: {error}", "delete the file to start this run afresh") from error
+            raise UserError(f"cannot open {path}: {error}", "delete the file to start this run again") from error
 
     def __enter__(self) -> ProgressStore:
         return self
@@ -56,16 +55,8 @@ class ProgressStore:
     ) -> None:
         self._db.close()
 
-    def settings(self) -> dict[str, Any] | None:
-        """The settings that the run was started with, or None for a new store."""
-        rows = self._read("SELECT value FROM run WHERE name = 'settings'")
-        return json.loads(rows[0][0]) if rows else None
-
-    def put_settings(self, settings: dict[str, Any]) -> None:
-        self._write("INSERT OR REPLACE INTO run VALUES ('settings', ?)", [(json.dumps(settings, sort_keys=True),)])
-
     def add_seconds(self, seconds: float) -> None:
-        """Adds scoring time, so that a resumed run knows the time of all its parts."""
+        """Add scoring time, so that a resumed run knows the time of all its parts."""
         self._write("INSERT OR REPLACE INTO run VALUES ('seconds', ?)", [(repr(self.seconds() + seconds),)])
 
     def seconds(self) -> float:
@@ -73,7 +64,7 @@ class ProgressStore:
         return float(rows[0][0]) if rows else 0.0
 
     def scored_units(self, plan: str) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-        """Unit number -> (float64 log-probabilities, bool greedy flags), in the order of the unit's predictions."""
+        """Return unit number -> (float64 log-probabilities, bool greedy flags), in the order of the unit's predictions."""
         rows = self._read("SELECT unit, logprobs, greedy FROM scores WHERE plan = ?", plan)
         return {unit: (np.frombuffer(logprobs), np.frombuffer(greedy, dtype=bool)) for unit, logprobs, greedy in rows}
 
@@ -87,7 +78,7 @@ class ProgressStore:
         )
 
     def absorb(self, other: Path) -> None:
-        """Takes over what another process of an earlier start scored, and deletes its file."""
+        """Take over what another process of an earlier start scored, and delete its file."""
         with ProgressStore(other) as store:
             self._write("INSERT OR IGNORE INTO scores VALUES (?, ?, ?, ?)", store._read("SELECT * FROM scores"))
             self._write("INSERT OR IGNORE INTO texts VALUES (?, ?, ?)", store._read("SELECT * FROM texts"))
@@ -95,7 +86,7 @@ class ProgressStore:
             file.unlink()
 
     def texts(self, plan: str) -> dict[int, str]:
-        """Item number -> generated text."""
+        """Return item number -> generated text."""
         return dict(self._read("SELECT item, text FROM texts WHERE plan = ?", plan))
 
     def put_texts(self, plan: str, texts: dict[int, str]) -> None:
@@ -107,7 +98,7 @@ class ProgressStore:
         try:
             return self._db.execute(query, values).fetchall()
         except sqlite3.Error as error:
-            raise UserError(f"{self.path} is damaged: {error}", "delete the file to start this run afresh") from error
+            raise UserError(f"{self.path} is damaged: {error}", "delete the file to start this run again") from error
 
     def _write(self, statement: str, rows: Iterable[tuple[Any, ...]]) -> None:
         try:
@@ -116,5 +107,5 @@ class ProgressStore:
         except sqlite3.Error as error:
             raise UserError(
                 f"cannot save what was scored to {self.path}: {error}",
-                "nothing scored before is lost: free some space and go on with --resume",
+                "nothing scored before is lost: free some space and continue with --resume",
             ) from error

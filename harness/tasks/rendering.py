@@ -12,6 +12,10 @@ from harness.tasks.prompts import GROUPS, TASK_DIR, ChosenTask
 from harness.tasks.registry import included_directories
 
 
+# In place of a data source where documents are rendered that no source holds: lm-eval wants one at hand.
+PLACEHOLDER = "placeholder"
+
+
 class ChatTemplate(Protocol):
     """How a conversation becomes text; `harness.models.chat.Template` is one."""
 

@@ -142,6 +142,16 @@ class Task:
             self.document.model_validate({name.replace("-", "_"): value for name, value in columns.items()})
         )
 
+    def placeholder(self) -> Row:
+        """Return an invented document, for code that needs one to start from."""
+        values: Row = {}
+        for part in self.fields:
+            text = part.options[0] if part.options else f"{part.name} {part.contains}".strip()
+            values[part.name] = (f"{text} 1", f"{text} 2") if part.is_list else text
+        if "label" in self.document.model_fields:
+            values["label"] = HIDDEN_LABEL
+        return self.document.model_validate({"idx": 0, **self.unasked, **values}).row()
+
     @property
     def splits(self) -> tuple[str, ...]:
         """The splits that the task has."""

@@ -1,9 +1,10 @@
-"""The directory of a run, and whether a run that was started there may go on."""
+"""The directory of a run: a new one, or that of a run to continue, with the settings it must have."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,47 +14,78 @@ from adapters.registry import BACKENDS, pick_execution
 from harness.data import Split
 from harness.errors import UserError
 from harness.evaluation.options import RunOptions
+from harness.files import file_hash
 from harness.models.resolve import LocalModel
 from harness.processes import Processes
 from harness.records import provenance
-from harness.records.run import RESULTS, RunRecord, read_record
+from harness.records.run import RESULTS, RunRecord, read_run
 from harness.scoring.store import ProgressStore
-from harness.settings import setting_differences
+from harness.settings import SETTINGS, agree_on_settings
 from harness.tasks.prompts import TASK_DIR, ChosenTask
 
 RUNS_DIR = Path("results") / "runs"
 PROGRESS = "progress.sqlite"
 _OTHERS_PROGRESS = "progress-{rank}.sqlite"  # of the processes after the first
 
+log = logging.getLogger(__name__)
+
 
 def named_directory(options: RunOptions) -> Path | None:
-    """--output, or the latest unfinished run to resume; None where a new directory is to be made.
+    """Return --output, or the latest unfinished run to resume; None where a new directory is to be made.
 
     Raises:
-        UserError: it holds another run, or cannot be written, or there is none to resume.
+        UserError: It holds another run, it cannot be written, or there is no run to resume.
     """
     if options.output is None:
         return _latest_unfinished() if options.resume else None
     if not options.resume and (options.output / RESULTS).exists():
         raise UserError(f"{options.output} already holds a finished run", "name another --output")
     if not options.resume and (options.output / PROGRESS).exists():
-        raise UserError(f"{options.output} holds an unfinished run", "go on with --resume, or name another --output")
+        raise UserError(f"{options.output} holds an unfinished run", "continue it with --resume, or name another --output")
     _make_writable(options.output)
     return options.output
 
 
 def new_directory(model: LocalModel, backend: str) -> Path:
+    """Make a directory named after the time, the model and the backend.
+
+    Raises:
+        UserError: It cannot be written.
+    """
     stamp = datetime.now(UTC).strftime("%Y-%m-%d-%H%M%S")
-    directory = RUNS_DIR / f"{stamp}-{_slug(model.name)}-{backend}"
-    _make_writable(directory)
-    return directory
+    name = f"{stamp}-{_slug(model.name)}-{backend}"
+    number = 1
+    while True:
+        directory = RUNS_DIR / (name if number == 1 else f"{name}-{number}")
+        try:
+            RUNS_DIR.mkdir(parents=True, exist_ok=True)
+            directory.mkdir()
+        except FileExistsError:  # a run that started in the same second has the name
+            number += 1
+        except OSError as error:
+            raise _not_writable(directory, error) from error
+        else:
+            return directory
+
+
+def agree_with_run(directory: Path, settings: dict[str, Any]) -> bool:
+    """Keep a new run's settings in its directory, or check those of a run to resume. Return whether it is resumed.
+
+    Raises:
+        UserError: The run there has other settings.
+    """
+    resumed = (directory / SETTINGS).exists()
+    if not resumed and (directory / PROGRESS).exists():
+        raise UserError(f"{directory} holds an unfinished run of an older version", "remove it, or name another --output")
+    agree_on_settings(directory, settings, resume=resumed, what="run")
+    return resumed
 
 
 def open_store(directory: Path, processes: Processes) -> ProgressStore:
-    """This process's store. The first one takes over what others of an earlier start left.
+    """Open this process's store. The first process takes over what the others of an earlier start left.
 
     Raises:
-        UserError: a store is damaged, or the directory cannot be written.
+        UserError: A store is damaged, or the directory cannot be written.
     """
 
     def open_first() -> ProgressStore:
@@ -63,16 +95,16 @@ def open_store(directory: Path, processes: Processes) -> ProgressStore:
         return store
 
     store = open_first() if processes.is_first else None
-    processes.wait()  # nobody opens a store that the first one is about to absorb
+    processes.barrier()  # nobody opens a store that the first process is about to absorb
     if store is None:
         directory.mkdir(parents=True, exist_ok=True)  # on another machine
         store = ProgressStore(directory / _OTHERS_PROGRESS.format(rank=processes.rank))
     return store
 
 
-def remove_stores(directory: Path) -> None:
-    """After the record is written."""
-    for pattern in (PROGRESS, _OTHERS_PROGRESS.format(rank="*")):
+def remove_progress(directory: Path) -> None:
+    """Remove what only an unfinished run needs, once its record is written."""
+    for pattern in (PROGRESS, _OTHERS_PROGRESS.format(rank="*"), SETTINGS):
         for leftover in directory.glob(f"{pattern}*"):
             leftover.unlink(missing_ok=True)  # where processes share the directory, another may be faster
 
@@ -84,9 +116,11 @@ def _make_writable(directory: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UserError(
-            f"cannot write to {directory}: {error.strerror}", "name a directory that can be written with --output"
-        ) from error
+        raise _not_writable(directory, error) from error
+
+
+def _not_writable(directory: Path, error: OSError) -> UserError:
+    return UserError(f"cannot write to {directory}: {error.strerror}", "name a writable directory with --output")
 
 
 def _latest_unfinished() -> Path:
@@ -103,7 +137,7 @@ def _slug(name: str) -> str:
 def run_settings(
     options: RunOptions, model: LocalModel, chosen: list[ChosenTask], splits: dict[str, Split]
 ) -> dict[str, Any]:
-    """Everything that decides a run's figures. A resumed run must have the same."""
+    """Return everything that decides a run's results. A resumed run must have the same."""
     return {
         "model": model.fingerprint,
         "backend": options.backend,
@@ -126,43 +160,24 @@ def run_settings(
 def _hash_task_files(chosen: list[ChosenTask]) -> str:
     digest = hashlib.sha256((TASK_DIR / "functions.py").read_bytes())
     for task in chosen:
-        digest.update(task.file.path.read_bytes())
+        digest.update(file_hash(task.file.path).encode())
     return digest.hexdigest()
 
 
 def settings_hash(settings: dict[str, Any]) -> str:
-    """SHA-256 that a record keeps of the settings it was made with."""
+    """Return the SHA-256 that a record keeps of the settings it was made with."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def finished_record(directory: Path, settings: dict[str, Any]) -> RunRecord | None:
-    """The record of a run that is already finished; None where there is none yet.
+    """Return the record of a run that is already finished; None where there is none yet.
 
     Raises:
-        UserError: it was made with other settings.
+        UserError: It was made with other settings.
     """
     if not (directory / RESULTS).exists():
         return None
-    record = read_record(directory)
+    record = read_run(directory)
     if record.settings_sha256 != settings_hash(settings):
         raise UserError(f"{directory} holds a finished run with other settings", "name another --output")
     return record
-
-
-def agree_on_settings(store: ProgressStore, settings: dict[str, Any], directory: Path) -> bool:
-    """True if the store holds a run with these settings; a new store takes them.
-
-    Raises:
-        UserError: it holds a run with others.
-    """
-    before = store.settings()
-    if before is None:
-        store.put_settings(settings)
-        return False
-    differing = list(setting_differences(before, settings))
-    if differing:
-        raise UserError(
-            f"{directory} holds a run with other settings: {'; '.join(differing)}",
-            "repeat its settings, or name another --output",
-        )
-    return True
