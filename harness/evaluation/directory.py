@@ -41,7 +41,9 @@ def named_directory(options: RunOptions) -> Path | None:
     if not options.resume and (options.output / RESULTS).exists():
         raise UserError(f"{options.output} already holds a finished run", "name another --output")
     if not options.resume and (options.output / PROGRESS).exists():
-        raise UserError(f"{options.output} holds an unfinished run", "continue it with --resume, or name another --output")
+        raise UserError(
+            f"{options.output} holds an unfinished run", "continue it with --resume, or name another --output"
+        )
     _make_writable(options.output)
     return options.output
 
@@ -76,7 +78,9 @@ def agree_with_run(directory: Path, settings: dict[str, Any]) -> bool:
     """
     resumed = (directory / SETTINGS).exists()
     if not resumed and (directory / PROGRESS).exists():
-        raise UserError(f"{directory} holds an unfinished run of an older version", "remove it, or name another --output")
+        raise UserError(
+            f"{directory} holds an unfinished run of an older version", "remove it, or name another --output"
+        )
     agree_on_settings(directory, settings, resume=resumed, what="run")
     return resumed
 

@@ -15,7 +15,7 @@ _REFERENCE_COLOURS = {"human": "#8a6fb0", "majority": "#c98a1b"}
 
 
 def quality_against(column: str, title: str) -> dict[str, Any]:
-    """Quality against a cost, as MOROCCO draws it: the disc's size is memory; the line joins what nothing beats.
+    """Draw quality against a cost, as MOROCCO does: the disc's size is memory; the line joins the Pareto-optimal rows.
 
     Args:
         column: of the dataset `rows`: the cost; `front_` and the same name says who is on the line.
@@ -29,12 +29,12 @@ def quality_against(column: str, title: str) -> dict[str, Any]:
     line = (
         base.transform_filter(f"datum.front_{column}")
         .mark_line(strokeDash=[4, 4], opacity=0.6)
-        .encode(x=cost, y="figure:Q", detail="data:N", color=alt.value("gray"))
+        .encode(x=cost, y="score:Q", detail="data:N", color=alt.value("gray"))
     )
     intervals = base.mark_rule(opacity=0.5).encode(x=cost, y="low:Q", y2="high:Q", color=colour)
     discs = base.mark_point(filled=True, stroke="gray", strokeWidth=1).encode(
         x=cost,
-        y=alt.Y("figure:Q", title="mean of the tasks × 100", scale=alt.Scale(zero=False)),
+        y=alt.Y("score:Q", title="mean of the tasks × 100", scale=alt.Scale(zero=False)),
         size=alt.Size(
             "memory:Q",
             title="memory, MiB",
@@ -48,7 +48,7 @@ def quality_against(column: str, title: str) -> dict[str, Any]:
         tooltip=[
             alt.Tooltip("label:N", title="model"),
             alt.Tooltip("executed:N", title="executed by"),
-            alt.Tooltip("figure:Q", title="mean", format=".1f"),
+            alt.Tooltip("score:Q", title="mean", format=".1f"),
             alt.Tooltip("seconds:Q", title="seconds a document", format=".3f"),
             alt.Tooltip("memory:Q", title="memory at batch size 1, MiB", format=".0f"),
             alt.Tooltip("weights:Q", title="weights, MiB", format=".0f"),
@@ -59,24 +59,24 @@ def quality_against(column: str, title: str) -> dict[str, Any]:
 
 
 def task_bars(task: str, references: Mapping[str, float]) -> dict[str, Any]:
-    """A task's figures with 95% intervals.
+    """Draw a task's scores with 95% intervals.
 
     Args:
-        task: short name; its rows are picked from the dataset `figures`.
-        references: name -> figure × 100 of lines to draw.
+        task: short name; its rows are picked from the dataset `scores`.
+        references: name -> score × 100 of lines to draw.
     """
-    base = alt.Chart(alt.NamedData("figures")).transform_filter(alt.datum.task == task)
+    base = alt.Chart(alt.NamedData("scores")).transform_filter(alt.datum.task == task)
     names = alt.Y("label:N", title=None, sort=None, axis=alt.Axis(labelLimit=150))
-    figure = alt.X("figure:Q", title=None)
+    score = alt.X("score:Q", title=None)
     tooltip = [
         alt.Tooltip("label:N", title="model"),
-        alt.Tooltip("figure:Q", title="figure × 100", format=".1f"),
+        alt.Tooltip("score:Q", title="score × 100", format=".1f"),
         alt.Tooltip("low:Q", title="95% from", format=".1f"),
         alt.Tooltip("high:Q", title="to", format=".1f"),
         alt.Tooltip("data:N", title="data"),
     ]
     bars = base.mark_bar(opacity=0.75).encode(
-        y=names, x=figure, color=alt.Color("backend:N", legend=None), href="link:N", tooltip=tooltip
+        y=names, x=score, color=alt.Color("backend:N", legend=None), href="link:N", tooltip=tooltip
     )
     intervals = base.mark_rule(strokeWidth=2).encode(y=names, x=alt.X("low:Q"), x2="high:Q", color=alt.value("gray"))
     lines = [
@@ -89,7 +89,7 @@ def task_bars(task: str, references: Mapping[str, float]) -> dict[str, Any]:
 
 
 def flip_bars(pair: str) -> dict[str, Any]:
-    """Answers that a quantised model loses and gains beside the unquantised one, in percent of each task's answers.
+    """Draw the answers that a quantised model loses and gains, in percent of each task's answers.
 
     Args:
         pair: its rows are picked from the dataset `flips`.
@@ -114,7 +114,7 @@ def flip_bars(pair: str) -> dict[str, Any]:
 
 
 def drawn(specification: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], dataset: str) -> alt.Chart:
-    """A chart by itself, for a notebook.
+    """Return a chart by itself, for a notebook.
 
     Args:
         specification: from one of the functions above.

@@ -1,8 +1,8 @@
 """Two runs over the same documents: did the second really get better or worse?
 
-Differences are paired: every document stands against itself. Intervals come from a bootstrap over documents (MuSeRC:
+Differences are paired: every document is compared with itself. Intervals come from a bootstrap over documents (MuSeRC:
 paragraphs) that draws the same documents for both runs; accuracies are tested by McNemar's exact test (McNemar 1947,
-with the binomial distribution in place of chi-squared), other figures by the bootstrap; p-values are corrected over the
+with the binomial distribution in place of chi-squared), other metrics by the bootstrap; p-values are corrected over the
 tasks after Holm (1979).
 """
 
@@ -17,17 +17,15 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from harness.data import LABELS, document_key
 from harness.errors import UserError
 from harness.models.heads import log_softmax
-from harness.records.run import RunRecord, SampleRecord, TaskRecord, read_record, read_samples
-from harness.tasks.metrics import METRICS, Item, bootstrap_samples, compute
+from harness.records.run import RunRecord, SampleRecord, TaskRecord, read_run, read_samples
+from harness.tasks import get_task
+from harness.tasks.metrics import Item, bootstrap_samples, compute
 
 SIGNIFICANT = 0.05
-# More draws than a single figure's interval takes: a p-value near 0.05 is read off the tail.
+# More draws than a single interval takes: a p-value near 0.05 is read off the tail.
 BOOTSTRAP_SAMPLES = 5000
-# Tasks whose official metric is accuracy, so that McNemar's test is about the very figure.
-_ACCURACY_TASKS = ("parus", "terra", "russe", "rwsd", "danetqa")
 
 
 @dataclass(frozen=True)
@@ -42,10 +40,10 @@ class Flip:
 
 @dataclass(frozen=True)
 class TaskComparison:
-    """One task of two runs. Figures and differences are shares, not percent.
+    """One task of two runs. Scores and differences are shares, not percent.
 
     Attributes:
-        before, after: the task's official figure in each run.
+        before, after: the task's official score in each run.
         difference: after − before.
         interval: of the difference, 95%.
         p: of the hypothesis that nothing changed.
@@ -91,7 +89,7 @@ class Comparison:
 
 
 def compare(before: Path, after: Path, seed: int = 0) -> Comparison:
-    """Compares two run directories.
+    """Compare two run directories.
 
     Args:
         before, after: directories of finished runs over the same documents and prompts.
@@ -100,13 +98,13 @@ def compare(before: Path, after: Path, seed: int = 0) -> Comparison:
     Raises:
         UserError: no records, no task in common, other documents or prompts, or hidden answers.
     """
-    records = read_record(before), read_record(after)
+    records = read_run(before), read_run(after)
     shared = [task for task in records[0].tasks if task in records[1].tasks]
     if not shared:
         raise UserError(f"{before} and {after} have no task in common", "compare runs over the same tasks")
     for task in shared:
         _refuse_if_unlike(task, records[0].tasks[task], records[1].tasks[task])
-    samples = _by_task(before), _by_task(after)
+    samples = _by_task(before, shared), _by_task(after, shared)
     found, draws = [], []
     for task in shared:
         comparison, differences = _compare_task(task, samples[0][task], samples[1][task], seed)
@@ -139,11 +137,18 @@ def _refuse_if_unlike(task: str, before: TaskRecord, after: TaskRecord) -> None:
         raise UserError(f"the answers of {task} are hidden in this split", "compare runs over the validation split")
 
 
-def _by_task(directory: Path) -> dict[str, dict[Hashable, SampleRecord]]:
-    """Task -> index of the example -> its sample, in the order of the file."""
+def _by_task(directory: Path, tasks: Sequence[str]) -> dict[str, dict[Hashable, SampleRecord]]:
+    """Return task -> index of the example -> its sample, in the order of the file.
+
+    Raises:
+        UserError: A task of the record has no samples.
+    """
     found: dict[str, dict[Hashable, SampleRecord]] = {}
     for sample in read_samples(directory):
         found.setdefault(sample.task, {})[_frozen(sample.idx)] = sample
+    lost = [task for task in tasks if task not in found]
+    if lost:
+        raise UserError(f"{directory} is damaged: its samples lack {', '.join(lost)}", "run it again")
     return found
 
 
@@ -158,9 +163,12 @@ def _compare_task(
     if before.keys() != after.keys():
         raise UserError(f"the runs' samples of {task} are not of the same examples", "compare runs made alike")
     pairs = [(before[idx], after[idx]) for idx in before]
-    base = task.removeprefix("gen_")
-    metric = METRICS[base]["rsg"]
-    items = [[_item(base, pair[side]) for pair in pairs] for side in (0, 1)]
+    asked = get_task(task.removeprefix("gen_"))
+    metric = asked.metrics["rsg"]
+    items = [
+        [asked.recorded_item(pair[side].idx, pair[side].gold, pair[side].prediction) for pair in pairs]
+        for side in (0, 1)
+    ]
     draws = [bootstrap_samples(metric, side, seed, BOOTSTRAP_SAMPLES) for side in items]
     differences = draws[1] - draws[0]
     lost, gained = [], []
@@ -170,7 +178,7 @@ def _compare_task(
             lost.append(flip)
         elif _is_right(now) and not _is_right(was):
             gained.append(flip)
-    by_mcnemar = base in _ACCURACY_TASKS
+    by_mcnemar = asked.official == ("acc",)  # McNemar's test is about accuracy
     p = mcnemar(len(lost), len(gained)) if by_mcnemar else bootstrap_p(differences)
     comparison = TaskComparison(
         task=task,
@@ -186,16 +194,6 @@ def _compare_task(
         divergence=_divergence(pairs),
     )
     return comparison, differences
-
-
-def _item(task: str, sample: SampleRecord) -> Item:
-    cluster = document_key({"idx": sample.idx})
-    if task == "rucos":
-        return Item(cluster, tuple(sample.gold), sample.prediction)
-    labels = LABELS[task]
-    prediction = None if sample.prediction is None else labels.index(sample.prediction)
-    group = sample.idx["question"] if task == "muserc" else None
-    return Item(cluster, labels.index(sample.gold), prediction, group)
 
 
 def _is_right(item: Item) -> bool:
@@ -218,14 +216,14 @@ def _interval(differences: np.ndarray) -> tuple[float, float]:
 
 
 def mcnemar(lost: int, gained: int) -> float:
-    """Two-sided p of McNemar's exact test: of `lost + gained` flips, each way is as likely as the other."""
+    """Return the two-sided p of McNemar's exact test: of `lost + gained` flips, each way is as likely as the other."""
     flips = lost + gained
     tail = sum(math.comb(flips, few) for few in range(min(lost, gained) + 1))
     return min(1.0, 2 * tail / 2**flips) if flips else 1.0
 
 
 def bootstrap_p(differences: np.ndarray) -> float:
-    """Two-sided p that the difference is zero: twice the smaller share of draws on either side of it."""
+    """Return the two-sided p that the difference is zero: twice the smaller share of draws on either side of it."""
     if not differences.any():
         return 1.0
     draws = len(differences)
@@ -234,7 +232,7 @@ def bootstrap_p(differences: np.ndarray) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for their number by Holm's step-down method."""
+    """Correct p-values for their number by Holm's step-down method."""
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     corrected = [0.0] * len(p_values)
     highest = 0.0
@@ -245,7 +243,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def verdict(difference: float, interval: tuple[float, float], p: float | None = None) -> str:
-    """The difference in words, in points: `no loss shown: −0.4 points, interval −1.6 to +0.8`.
+    """Put a difference in words, in points: `no loss shown: −0.4 points, interval −1.6 to +0.8`.
 
     Args:
         difference, interval: as shares.
@@ -263,7 +261,7 @@ def verdict(difference: float, interval: tuple[float, float], p: float | None = 
 
 
 def points(share: float) -> str:
-    """A difference × 100 with its sign: +1.2, −0.4, 0.0."""
+    """Format a difference × 100 with its sign: +1.2, −0.4, 0.0."""
     text = f"{100 * abs(share):.1f}"
     if float(text) == 0:
         return text
@@ -271,7 +269,7 @@ def points(share: float) -> str:
 
 
 def comparison_text(found: Comparison, flips: int = 0) -> str:
-    """What `rsg-harness compare` prints: a row a task, a verdict, and this many flipped documents a task."""
+    """Format a comparison: a row a task, a verdict, and this many flipped documents a task."""
     rows = [
         [
             task.task,

@@ -11,14 +11,14 @@ import altair as alt
 import numpy as np
 from tabulate import tabulate
 
-from harness.data import LABELS, SPLITS, TASKS, cached_split, document_key
-from harness.data.official import DIRECTORIES as OFFICIAL_NAMES
+from harness.data import cached_split
 from harness.errors import UserError
+from harness.models.chat import chat_template
+from harness.tasks import HIDDEN_LABEL, RUSSIAN_SUPERGLUE, SPLITS, document_key, get_task
 from harness.tasks.prompts import choose
-from harness.tasks.rendering import load_tasks, render_document, uses_chat_template
+from harness.tasks.rendering import load_tasks, render_document
 
 _SPLIT_NAMES = {"train": "обучение", "validation": "валидация", "test": "тест"}
-_HIDDEN = -1
 
 
 @dataclass(frozen=True)
@@ -48,24 +48,25 @@ def measure(data: str, tokenizer: Any) -> list[SplitStatistics]:
         tokenizer: of the model whose tokens count.
     """
     tasks = load_tasks(choose(["rsg"]), data=data, split="validation")
-    chat = uses_chat_template(tokenizer, "auto")
+    template = chat_template(tokenizer)
     found = []
-    for task in TASKS:
-        for split in ("test",) if task == "lidirus" else SPLITS:
+    for task in RUSSIAN_SUPERGLUE:
+        validation = get_task(task).split("validation")
+        for split in get_task(task).splits:
             try:
                 rows = [document.row() for document in cached_split(task, split, data).documents]
             except UserError:
                 continue  # a source need not have every split: the mini set has no test
-            measured = rows if split == "validation" or task == "lidirus" else []
-            contexts = [render_document(tasks[f"rsg_{task}"], row, tokenizer, chat)[0].args[0] for row in measured]
-            labels = Counter(row["label"] for row in rows if row.get("label", _HIDDEN) != _HIDDEN)
+            measured = rows if split == validation else []
+            contexts = [render_document(tasks[f"rsg_{task}"], row, template)[0].args[0] for row in measured]
+            labels = Counter(row["label"] for row in rows if row.get("label", HIDDEN_LABEL) != HIDDEN_LABEL)
             found.append(
                 SplitStatistics(
                     task=task,
                     split=split,
                     documents=len({document_key(row) for row in rows}),
                     examples=len(rows),
-                    labels={name: labels[index] for index, name in enumerate(LABELS.get(task, ())) if labels[index]},
+                    labels={name: labels[index] for index, name in enumerate(get_task(task).labels) if labels[index]},
                     tokens=np.array([len(ids) for ids in tokenizer(contexts).input_ids] if contexts else [], dtype=int),
                 )
             )
@@ -77,7 +78,7 @@ def sizes_table(found: Sequence[SplitStatistics]) -> str:
     cells = {(one.task, one.split): one for one in found}
     rows = []
     for task in dict.fromkeys(one.task for one in found):
-        row: list[str | int] = [OFFICIAL_NAMES[task]]
+        row: list[str | int] = [get_task(task).title]
         for split in SPLITS:
             one = cells.get((task, split))
             several = one is not None and one.examples != one.documents
@@ -91,7 +92,7 @@ def sizes_table(found: Sequence[SplitStatistics]) -> str:
 def lengths_table(found: Sequence[SplitStatistics]) -> str:
     """Median, 95th percentile and maximum of the prompts' lengths in tokens."""
     rows = [
-        [OFFICIAL_NAMES[one.task], *(f"{value:.0f}" for value in np.percentile(one.tokens, [50, 95, 100]))]
+        [get_task(one.task).title, *(f"{value:.0f}" for value in np.percentile(one.tokens, [50, 95, 100]))]
         for one in found
         if len(one.tokens)
     ]
@@ -101,7 +102,7 @@ def lengths_table(found: Sequence[SplitStatistics]) -> str:
 def lengths_chart(found: Sequence[SplitStatistics]) -> alt.Chart:
     """Distribution of the prompts' lengths, a box a task."""
     points = [
-        {"task": OFFICIAL_NAMES[one.task], "tokens": int(tokens)} for one in found for tokens in one.tokens.tolist()
+        {"task": get_task(one.task).title, "tokens": int(tokens)} for one in found for tokens in one.tokens.tolist()
     ]
     return (
         alt.Chart(alt.InlineData(points))
@@ -118,7 +119,7 @@ def balance_chart(found: Sequence[SplitStatistics]) -> alt.Chart:
     """Shares of the labels in every split with known answers."""
     shares = [
         {
-            "split": f"{OFFICIAL_NAMES[one.task]}, {_SPLIT_NAMES[one.split]}",
+            "split": f"{get_task(one.task).title}, {_SPLIT_NAMES[one.split]}",
             "label": label,
             "share": count / sum(one.labels.values()),
         }
@@ -141,8 +142,9 @@ def example_text(task: str, data: str, tokenizer: Any, number: int = 0) -> str:
     """A validation document as the model sees it, with the choices and the right answer."""
     name = f"rsg_{task}"
     loaded = load_tasks(choose([task]), data=data, split="validation")[name]
-    row = cached_split(task, "test" if task == "lidirus" else "validation", data).documents[number].row()
-    requests = render_document(loaded, row, tokenizer, uses_chat_template(tokenizer, "auto"))
+    row = cached_split(task, "validation", data).documents[number].row()
+    requests = render_document(loaded, row, chat_template(tokenizer))
     words = [request.args[1].strip() for request in requests]
-    gold = ", ".join(row["answers"]) if task == "rucos" else words[row["label"]]
+    gold = get_task(task).gold(row)
+    gold = ", ".join(gold) if isinstance(gold, tuple) else words[gold]
     return f"{requests[0].args[0]}\n\nварианты: {' · '.join(words)}\nверный ответ: {gold}"

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from harness.data import TASKS
-from harness.data.official import DIRECTORIES as OFFICIAL_NAMES
 from harness.errors import UserError
-from harness.files import MIB
-from harness.records.run import RESULTS, write_atomically
+from harness.files import MIB, write_atomically
+from harness.records.run import RESULTS
 from harness.reports.compare import Comparison, compare, points, verdict
+from harness.reports.leaderboard import GROUPS, Leaderboard, Row, build_leaderboard
 from harness.reports.leaderboard_page import (
-    BORROWED,
+    EXECUTED_BY_TORCH,
     LATENCY_HEADERS,
     LEGEND,
     MINI_NOTE,
@@ -26,18 +26,21 @@ from harness.reports.leaderboard_page import (
     latency_cells,
     latency_note,
 )
-from harness.reports.leaderboard_rows import GROUPS, Leaderboard, Row, build_leaderboard
-from harness.reports.published import PUBLISHED
+from harness.reports.published import published
 from harness.reports.tables import estimate_text
+from harness.tasks import RUSSIAN_SUPERGLUE, get_task
+
+log = logging.getLogger(__name__)
 
 _REFERENCES = {"human": "human benchmark", "majority": "majority heuristic"}
 
 
-def write_page(results: Path, say: Callable[[str], None] = lambda text: None) -> Path:
-    """Makes `results`/index.html anew from the records under `results`.
+def write_page(results: Path) -> Path:
+    """Write `results`/index.html from the records under `results` and return its path.
 
     Raises:
-        UserError: the libraries that draw are not installed, there is no readable record, the page cannot be written.
+        UserError: The libraries that draw are not installed, there is no readable record, or the page cannot be
+            written.
     """
     try:
         import vl_convert
@@ -51,24 +54,25 @@ def write_page(results: Path, say: Callable[[str], None] = lambda text: None) ->
     board = build_leaderboard(results)
     machines = all_machines(board)
     rows = _scored_rows(board)
-    say("comparing quantised runs with the full ones")
+    log.info("comparing quantised runs with the full ones")
     pairs = _pairs(results, rows)
-    published = {row.name: row for row in PUBLISHED}
+    known = {row.name: row for row in published()}
     references = {
-        task: {name: 100 * published[row].task_figure(task) for name, row in _REFERENCES.items()} for task in TASKS
+        task: {name: 100 * known[row].task_score(task) for name, row in _REFERENCES.items()}
+        for task in RUSSIAN_SUPERGLUE
     }
     specs = {
         "by-seconds": charts.quality_against("seconds", "seconds a document (logarithmic)"),
         "by-memory": charts.quality_against("memory", "memory at batch size 1, MiB (logarithmic)"),
         "by-weights": charts.quality_against("weights", "weights as stored, MiB (logarithmic)"),
-        **{f"task-{task}": charts.task_bars(task, references[task]) for task in TASKS},
+        **{f"task-{task}": charts.task_bars(task, references[task]) for task in RUSSIAN_SUPERGLUE},
         **{f"flips-{number}": charts.flip_bars(pair["pair"]) for number, pair in enumerate(pairs)},
     }
     content = {
         "specs": specs,
         "datasets": {
             "rows": chart_rows(board),
-            "figures": list(figure_rows(rows)),
+            "scores": list(score_rows(rows)),
             "flips": [flip for pair in pairs for flip in pair["flips"]],
         },
     }
@@ -82,7 +86,7 @@ def write_page(results: Path, say: Callable[[str], None] = lambda text: None) ->
         library=vl_convert.javascript_bundle(),  # type: ignore[call-arg]  # its stub lacks the default
         # "</" would end the script element that holds it.
         content=json.dumps(content, ensure_ascii=False).replace("</", "<\\/"),
-        tasks={task: OFFICIAL_NAMES[task] for task in TASKS},
+        tasks={task: get_task(task).title for task in RUSSIAN_SUPERGLUE},
         table=[_table_row(row, machines) for row in board.rows],
         data=[data for data, _ in Counter(data_text(row) for row in board.rows).most_common()],  # the first is shown
         backends=list(dict.fromkeys(row.backend for row in board.rows)),
@@ -90,7 +94,7 @@ def write_page(results: Path, say: Callable[[str], None] = lambda text: None) ->
         pairs=pairs,
         legend=[line.replace("\n  ", " ").removeprefix("- ") for line in LEGEND.split("\n- ")],
         mini_note=MINI_NOTE,
-        borrowed=BORROWED.removeprefix("- \\"),
+        borrowed=EXECUTED_BY_TORCH.removeprefix("- \\"),
         latency_headers=LATENCY_HEADERS,
         latency_note=latency_note(list(board.latency.values())).replace("`", "") if board.latency else "",
         latency={f"latency/{name}": latency_cells(record, machines) for name, record in board.latency.items()},
@@ -101,7 +105,7 @@ def write_page(results: Path, say: Callable[[str], None] = lambda text: None) ->
 
 
 def _scored_rows(board: Leaderboard) -> list[Row]:
-    """Rows that choose by log-probability; generated answers stand in the table only."""
+    """Return the rows that choose by log-probability; generated answers stand in the table only."""
     return [row for row in board.rows if row.group == "rsg"]
 
 
@@ -110,27 +114,27 @@ def _link(run: str) -> str:
 
 
 def _label(row: Row) -> str:
-    """Model and backend, with its bits where a mixed recipe gave it several: bars of one label would be added up."""
+    """Name model and backend, and the bits of a mixed recipe: bars of the same label would be added up."""
     bits, quantised, _ = row.model.weights.partition("-bit")
     mixed = f" ({bits}-bit)" if quantised and " and " in bits else ""
     return f"{row.model.name} · {row.backend}{mixed}"
 
 
-def _figure(row: Row) -> tuple[float | None, float | None]:
-    """What a row is judged by: the score of all nine tasks, else the mean of what ran."""
+def _row_score(row: Row) -> tuple[float | None, float | None]:
+    """Return the score of all nine tasks, else the mean of what ran, with its standard error."""
     return (row.mean, row.mean_stderr) if row.score is None else (row.score, row.score_stderr)
 
 
 def chart_rows(board: Leaderboard) -> list[dict[str, Any]]:
-    """The dataset `rows` of the charts: quality and cost of every row that has both."""
+    """Return the dataset `rows` of the charts: quality and cost of every row that has both."""
     machines = all_machines(board)
     found: list[dict[str, Any]] = []
     for row in _scored_rows(board):
-        figure, stderr = _figure(row)
-        if figure is None or not row.records_per_second or not row.single_bytes:
+        score, stderr = _row_score(row)
+        if score is None or not row.records_per_second or not row.single_bytes:
             continue
         margin = 1.96 * (stderr or 0)
-        low, high = row.score_interval or (figure - margin, figure + margin)
+        low, high = row.score_interval or (score - margin, score + margin)
         found.append(
             {
                 "label": _label(row),
@@ -139,7 +143,7 @@ def chart_rows(board: Leaderboard) -> list[dict[str, Any]]:
                 "data": data_text(row),
                 "executed": executed_text(row, row.runs, machines),
                 "borrowed": row.is_mlx_by_torch,
-                "figure": 100 * figure,
+                "score": 100 * score,
                 "low": 100 * low,
                 "high": 100 * high,
                 "seconds": 1 / row.records_per_second,
@@ -151,32 +155,32 @@ def chart_rows(board: Leaderboard) -> list[dict[str, Any]]:
     for cost in ("seconds", "memory", "weights"):
         for one in found:
             one[f"front_{cost}"] = not any(
-                other["data"] == one["data"] and other["figure"] >= one["figure"] and other[cost] < one[cost]
+                other["data"] == one["data"] and other["score"] >= one["score"] and other[cost] < one[cost]
                 for other in found
             )
     return found
 
 
-def figure_rows(rows: Iterable[Row]) -> Iterable[dict[str, Any]]:
-    """The dataset `figures` of the charts: every task of every row."""
+def score_rows(rows: Iterable[Row]) -> Iterable[dict[str, Any]]:
+    """Yield the dataset `scores` of the charts: every task of every row."""
     for row in rows:
-        for task, figure in row.tasks.items():
-            if figure.score is not None:
-                low, high = figure.metrics["rsg"].interval or (figure.score, figure.score)
+        for task, found in row.tasks.items():
+            if found.score is not None:
+                low, high = found.metrics["rsg"].interval or (found.score, found.score)
                 yield {
                     "label": _label(row),
                     "backend": row.backend,
                     "data": data_text(row),
                     "task": task,
-                    "figure": 100 * figure.score,
+                    "score": 100 * found.score,
                     "low": 100 * low,
                     "high": 100 * high,
-                    "link": _link(figure.run),
+                    "link": _link(found.run),
                 }
 
 
 def _pairs(results: Path, rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Every MLX row beside the PyTorch row of the same model, asked the same."""
+    """Compare every MLX row with the PyTorch row of the same model that was asked the same."""
     found = []
     for row in rows:
         full = next((other for other in rows if other.backend.startswith("torch") and _asks_alike(other, row)), None)
@@ -210,7 +214,7 @@ def _pair(row: Row, comparison: Comparison, runs: tuple[str, str]) -> dict[str, 
 
 
 def flip_rows(comparison: Comparison, pair: str) -> list[dict[str, Any]]:
-    """The dataset `flips` of the charts: answers lost (a negative share) and gained, by task.
+    """Return the dataset `flips` of the charts: answers lost (a negative share) and gained, by task.
 
     Args:
         comparison: of a full and a quantised run.
@@ -219,7 +223,7 @@ def flip_rows(comparison: Comparison, pair: str) -> list[dict[str, Any]]:
     return [
         {
             "pair": pair,
-            "task": OFFICIAL_NAMES[task.task],
+            "task": get_task(task.task).title,
             "way": way,
             "answers": len(answers),
             "of": task.answers,
@@ -234,18 +238,18 @@ def flip_rows(comparison: Comparison, pair: str) -> list[dict[str, Any]]:
 def _table_row(row: Row, machines: Sequence[str]) -> dict[str, Any]:
     score, stderr = row.score, row.score_stderr
     tasks = {}
-    for task, figure in row.tasks.items():
-        interval = figure.metrics["rsg"].interval
+    for task, found in row.tasks.items():
+        interval = found.metrics["rsg"].interval
         spread = f"95%: {100 * interval[0]:.1f} to {100 * interval[1]:.1f}" if interval else ""
         tasks[task] = {
-            "value": figure.score,
-            "text": "?" if figure.score is None else f"{100 * figure.score:.1f}",
-            "title": ", ".join(part for part in (spread, f"{figure.documents} documents", figure.prompt) if part),
-            "link": _link(figure.run),
+            "value": found.score,
+            "text": "?" if found.score is None else f"{100 * found.score:.1f}",
+            "title": ", ".join(part for part in (spread, f"{found.documents} documents", found.prompt) if part),
+            "link": _link(found.run),
         }
     return {
         "model": row.model.name,
-        "heads": any(figure.head for figure in row.tasks.values()),
+        "heads": any(found.head for found in row.tasks.values()),
         "backend": row.backend,
         "weights_type": row.model.weights,
         "executed": executed_text(row, row.runs, machines),

@@ -6,23 +6,22 @@ from collections.abc import Callable, Sequence
 
 from tabulate import tabulate
 
-from harness.data import TASKS
-from harness.data.official import DIRECTORIES as OFFICIAL_NAMES
 from harness.files import MIB
 from harness.records.latency import LatencyRecord
-from harness.reports.leaderboard_rows import GROUPS, Leaderboard, Row, RowRun, TaskFigure, machine_text
+from harness.reports.leaderboard import GROUPS, Leaderboard, Row, RowRun, TaskScore, machine_text
 from harness.reports.published import REFERENCE_NOTE, reference_cells
 from harness.reports.tables import estimate_text
+from harness.tasks import RUSSIAN_SUPERGLUE, get_task
 
 _TIMED = ("terra", "muserc")  # the short and the long question
-NAMES = [OFFICIAL_NAMES[task] for task in TASKS]
+NAMES = [get_task(task).title for task in RUSSIAN_SUPERGLUE]
 COSTS = ["records/s", "memory at batch size 1, MiB", "peak memory, MiB", "weights, MiB"]
 HEADERS = ["model", "backend (weights)", "executed by", *NAMES, "score", *COSTS, "data"]
 MINI_NOTE = "The mini set is this project's own and small: it shows that all works, not how good a model is."
 LEGEND = """\
-- Figures: the official metric × 100. LiDiRus: Matthews correlation; RCB: mean of macro F1 and accuracy; MuSeRC: mean of
+- Scores: the official metric × 100. LiDiRus: Matthews correlation; RCB: mean of macro F1 and accuracy; MuSeRC: mean of
   F1a and EM; RuCoS: mean of F1 and EM; the others: accuracy. –: did not run. ?: ran, but the answers are hidden.
-- Score: mean of the nine figures, only where all nine ran (leaderboard.json also has the mean of what ran). ±: one
+- Score: mean of the nine, only where all nine ran (leaderboard.json also has the mean of what ran). ±: one
   standard error, from a bootstrap over each task's documents (MuSeRC: paragraphs), the tasks taken as independent.
 - Records/s and memory are defined after MOROCCO (Malykh et al. 2021, arXiv:2104.14314). Records/s: documents over the
   seconds of scoring, the model's start subtracted; here over the row's own documents, not MOROCCO's 2000. –: measured
@@ -38,10 +37,11 @@ LATENCY_NOTE = """\
 Made by `pytest --benchmark` on the mini set, each backend in a process of its own. Short: a TERRa pair; long: a MuSeRC
 paragraph with one answer; both at batch size 1, from the fields to the answer. Questions/s: TERRa, many at once, at the
 best of five batch sizes (MOROCCO's definition). First token: after a prompt of {prompt_tokens} tokens."""
-BORROWED = "- \\*: executed by torch: the quality is real, the speed and the memory are not MLX's."
+EXECUTED_BY_TORCH = "- \\*: executed by torch: the quality is real, the speed and the memory are not MLX's."
 
 
 def page(board: Leaderboard) -> str:
+    """Return the leaderboard as Markdown."""
     parts = ["# Russian SuperGLUE leaderboard", "Made from the run records by `rsg-harness leaderboard`."]
     measured = list(board.latency.values())
     machines = all_machines(board)
@@ -55,7 +55,7 @@ def page(board: Leaderboard) -> str:
     if measured:
         cells = [latency_cells(record, machines) for record in measured]
         parts.extend(["## Latency", latency_note(measured), _table(LATENCY_HEADERS, cells)])
-    borrowed = [BORROWED] if any(row.is_mlx_by_torch for row in board.rows) else []
+    borrowed = [EXECUTED_BY_TORCH] if any(row.is_mlx_by_torch for row in board.rows) else []
     trained = [HEADS] if any(_has_heads(row) for row in board.rows) else []
     numbered = [f"- Machine{f' {n}' if len(machines) > 1 else ''}: {text}." for n, text in enumerate(machines, 1)]
     parts.extend(
@@ -81,14 +81,14 @@ def _cells(row: Row, board: Leaderboard, machines: Sequence[str]) -> list[str]:
     speed = "–" if row.records_per_second is None else f"{row.records_per_second:.2f}{mark}"
     memory = [f"{_mebibytes(size)}{mark if size else ''}" for size in (row.single_bytes, row.peak_bytes)]
     weights = _mebibytes(row.model.weights_bytes)
-    figures = [_figure(row.tasks.get(task)) for task in TASKS]
+    scores = [_score(row.tasks.get(task)) for task in RUSSIAN_SUPERGLUE]
     executed = executed_text(row, row.runs, machines)
     backend = f"{row.backend} ({row.model.weights})"
-    return [_model_name(row, board), backend, executed, *figures, score, speed, *memory, weights, data_text(row)]
+    return [_model_name(row, board), backend, executed, *scores, score, speed, *memory, weights, data_text(row)]
 
 
 def _model_name(row: Row, board: Leaderboard) -> str:
-    """With the start of its hash where several models have this name, and a dagger where trained heads answer."""
+    """Name the model, with its hash where several share a name, and a dagger where trained heads answer."""
     hashes = {other.model.sha256 for other in board.rows if other.model.name == row.model.name}
     name = row.model.name if len(hashes) == 1 else f"{row.model.name} ({row.model.sha256[:8]})"
     return f"{name} †" if _has_heads(row) else name
@@ -99,7 +99,7 @@ def _has_heads(row: Row) -> bool:
 
 
 def latency_cells(record: LatencyRecord, machines: Sequence[str]) -> list[str]:
-    """A row under LATENCY_HEADERS."""
+    """Return a row under LATENCY_HEADERS."""
     one_question = [f"{1000 * record.latency[task].p50:.0f} / {1000 * record.latency[task].p95:.0f}" for task in _TIMED]
     return [
         record.model.name,
@@ -120,24 +120,24 @@ def latency_note(records: Sequence[LatencyRecord]) -> str:
 
 
 def all_machines(board: Leaderboard) -> list[str]:
-    """Every machine that a row or a latency record was measured on, once."""
+    """Return every machine that a row or a latency record was measured on, once."""
     runs: list[RowRun | LatencyRecord] = [*board.latency.values(), *(run for row in board.rows for run in row.runs)]
     return sorted(set(map(machine_text, runs)))
 
 
 def executed_text(one: Row | LatencyRecord, runs: Sequence[RowRun | LatencyRecord], machines: Sequence[str]) -> str:
-    """What computed, and on which of the machines, where there are several."""
+    """Say what computed, and on which of the machines, where there are several."""
     return ", ".join([one.execution, one.device, one.dtype, *_where(runs, machines)])
 
 
 def _where(runs: Sequence[RowRun | LatencyRecord], machines: Sequence[str]) -> list[str]:
-    """The machines by number, where there are several."""
+    """Name the machines by number, where there are several."""
     numbers = sorted({machines.index(machine_text(run)) + 1 for run in runs})
     return [f"machine {' and '.join(map(str, numbers))}"] if len(machines) > 1 else []
 
 
 def data_text(row: Row) -> str:
-    """What a row was measured on."""
+    """Say what a row was measured on."""
     limit = [f"at most {row.data.limit} a task"] if row.data.limit else []
     shots = [f"{row.num_fewshot} examples shown"] if row.num_fewshot else []
     return ", ".join(
@@ -145,7 +145,7 @@ def data_text(row: Row) -> str:
     )
 
 
-def _figure(task: TaskFigure | None) -> str:
+def _score(task: TaskScore | None) -> str:
     if task is None:
         return "–"
     return "?" if task.score is None else _percent(task.score)
@@ -160,7 +160,7 @@ def _mebibytes(size: int | None) -> str:
 
 
 def _caveats(rows: Sequence[Row]) -> str:
-    """The prompts, splits of another size than the official ones, and where rows were not asked the same."""
+    """List the prompts, splits that differ from the official ones, and tasks whose documents differ between rows."""
     lines = [
         "Prompts: "
         + "; ".join(f"{name} {', '.join(found)}" for name, found in _distinct(rows, lambda task: task.prompt))
@@ -175,7 +175,10 @@ def _caveats(rows: Sequence[Row]) -> str:
     return "\n\n".join(f"{line}." for line in lines)
 
 
-def _distinct(rows: Sequence[Row], what: Callable[[TaskFigure], str]) -> list[tuple[str, list[str]]]:
-    """Official name of each task that ran -> the distinct values, in the rows' order."""
-    found = [(OFFICIAL_NAMES[name], [what(row.tasks[name]) for row in rows if name in row.tasks]) for name in TASKS]
+def _distinct(rows: Sequence[Row], what: Callable[[TaskScore], str]) -> list[tuple[str, list[str]]]:
+    """Return the title of each task that ran and its distinct values, in the rows' order."""
+    found = [
+        (get_task(name).title, [what(row.tasks[name]) for row in rows if name in row.tasks])
+        for name in RUSSIAN_SUPERGLUE
+    ]
     return [(name, list(dict.fromkeys(values))) for name, values in found if values]

@@ -7,21 +7,18 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.data import LABELS, SPLITS, TASKS
-from harness.data.official import DIRECTORIES as OFFICIAL_NAMES
-from harness.data.sources import OFFICIAL_MUSERC_PARAGRAPHS, OFFICIAL_SIZES
 from harness.errors import UserError
-from harness.records.run import RunRecord, SampleRecord, read_record, read_samples
+from harness.files import write_atomically
+from harness.records.run import RunRecord, SampleRecord, read_run, read_samples
+from harness.tasks import RUSSIAN_SUPERGLUE, Task, document_key, get_task
+from harness.tasks.document import LabelError
 
-_TEST = SPLITS.index("test")
 # Zip files date their members; a fixed date (the earliest there is) gives the same bytes for the same answers.
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)
 
@@ -37,7 +34,7 @@ class _Answers:
 
 
 def write_submission(runs: Sequence[Path], output: Path) -> list[str]:
-    """Makes the official archive from runs over the test split that hold each of the nine tasks once.
+    """Make the official archive from runs over the test split that hold each of the nine tasks once.
 
     Args:
         runs: directories of finished runs.
@@ -53,15 +50,12 @@ def write_submission(runs: Sequence[Path], output: Path) -> list[str]:
     answers = _collect(runs)
     _check_complete(answers)
     _check_readable(answers)
-    files = {f"{OFFICIAL_NAMES[task]}.jsonl": _lines(task, answers[task]) for task in sorted(TASKS, key=_file_order)}
+    tasks = sorted((get_task(name) for name in RUSSIAN_SUPERGLUE), key=lambda task: task.title)
+    files = {f"{task.title}.jsonl": _lines(task, answers[task.name]) for task in tasks}
     _write_zip(output, files)
     counts = [f"{name}: {_counted(len(lines), 'line')}" for name, lines in files.items()]
     warnings = [f"warning: {text}" for text in [*_count_warnings(answers), *_mixture_warnings(answers)]]
     return [*counts, *warnings, f"archive: {output}"]
-
-
-def _file_order(task: str) -> str:
-    return OFFICIAL_NAMES[task]
 
 
 def _counted(number: int, noun: str) -> str:
@@ -72,14 +66,14 @@ def _counted(number: int, noun: str) -> str:
 
 
 def _collect(runs: Sequence[Path]) -> dict[str, _Answers]:
-    """Base name of a task -> its answers."""
+    """Return each task's answers by its name."""
     found: dict[str, _Answers] = {}
     for run in runs:
-        record = read_record(run)
+        record = read_run(run)
         _check_run(run, record)
         for name in record.tasks:
             task = name.removeprefix("gen_")
-            if task not in TASKS:
+            if task not in RUSSIAN_SUPERGLUE:
                 raise UserError(f"{run} holds {name}, which is no task of Russian SuperGLUE", "leave this run out")
             if task in found:
                 before = found[task]
@@ -103,7 +97,7 @@ def _collect(runs: Sequence[Path]) -> dict[str, _Answers]:
 
 
 def _check_run(run: Path, record: RunRecord) -> None:
-    """Refuses what is not the whole official test split."""
+    """Refuse what is not the whole official test split."""
     if record.data.source == "mini":
         raise UserError(
             f"{run} ran on the mini set, which has no official test split",
@@ -123,7 +117,7 @@ def _check_run(run: Path, record: RunRecord) -> None:
 
 
 def _check_complete(answers: Mapping[str, _Answers]) -> None:
-    missing = [task for task in TASKS if task not in answers]
+    missing = [task for task in RUSSIAN_SUPERGLUE if task not in answers]
     if missing:
         raise UserError(
             f"no answers for {', '.join(missing)}: a submission takes all nine tasks",
@@ -132,7 +126,7 @@ def _check_complete(answers: Mapping[str, _Answers]) -> None:
 
 
 def _check_readable(answers: Mapping[str, _Answers]) -> None:
-    """Refuses empty answers: filling them in would submit what the model did not say."""
+    """Refuse empty answers: filling them in would submit what the model did not say."""
     counts = {a.name: sum(sample.prediction is None for sample in a.samples) for a in answers.values()}
     unreadable = {name: count for name, count in counts.items() if count}
     if unreadable:
@@ -151,30 +145,30 @@ class _Damaged(Exception):
     """A sample that no run writes."""
 
 
-def _lines(task: str, answers: _Answers) -> list[str]:
-    """The task's file."""
+def _lines(task: Task, answers: _Answers) -> list[str]:
+    """Return the lines of the task's file."""
     try:
-        rows = _muserc_rows(answers.samples) if task == "muserc" else _flat_rows(task, answers.samples)
-    except _Damaged as damage:
+        rows = _grouped_rows(task, answers.samples) if task.group else _flat_rows(task, answers.samples)
+    except (_Damaged, LabelError) as damage:
         raise UserError(f"{answers.run}, {answers.name}: {damage}", "its samples are damaged: run it again") from damage
     return [json.dumps(row, ensure_ascii=False) for row in rows]
 
 
-def _flat_rows(task: str, samples: Iterable[SampleRecord]) -> list[dict[str, Any]]:
-    """{"idx", "label"} sorted by idx, which for RuCoS is the query's."""
+def _flat_rows(task: Task, samples: Iterable[SampleRecord]) -> list[dict[str, Any]]:
+    """Return {"idx", "label"} sorted by idx, which for RuCoS is the query's."""
     labels: dict[int, Any] = {}
     for sample in samples:
-        idx = _index(sample, "query") if task == "rucos" else _whole(sample.idx)
-        _put(labels, idx, _label(task, sample.prediction))
+        idx = _index(sample, "query") if task.choices else _whole(sample.idx)
+        _put(labels, idx, task.submitted(sample.prediction))
     return [{"idx": idx, "label": labels[idx]} for idx in sorted(labels)]
 
 
-def _muserc_rows(samples: Iterable[SampleRecord]) -> list[dict[str, Any]]:
-    """Paragraphs, in them questions, in them answers, each sorted by idx."""
+def _grouped_rows(task: Task, samples: Iterable[SampleRecord]) -> list[dict[str, Any]]:
+    """Return MuSeRC's paragraphs, in them questions, in them answers, each sorted by idx."""
     paragraphs: dict[int, dict[int, dict[int, Any]]] = {}
     for sample in samples:
         paragraph, question, answer = (_index(sample, part) for part in ("paragraph", "question", "answer"))
-        _put(paragraphs.setdefault(paragraph, {}).setdefault(question, {}), answer, _label("muserc", sample.prediction))
+        _put(paragraphs.setdefault(paragraph, {}).setdefault(question, {}), answer, task.submitted(sample.prediction))
     return [
         {"idx": paragraph, "passage": {"questions": [_question(*question) for question in sorted(questions.items())]}}
         for paragraph, questions in sorted(paragraphs.items())
@@ -203,36 +197,29 @@ def _put(labels: dict[int, Any], idx: int, label: Any) -> None:
     labels[idx] = label
 
 
-def _label(task: str, prediction: Any) -> Any:
-    """A record's label (see harness.data.LABELS) as the official scorer wants it."""
-    if task == "rucos":
-        if isinstance(prediction, str) and prediction:
-            return prediction
-    elif prediction in LABELS[task]:
-        return _SPELLED.get(task, str)(prediction)
-    raise _Damaged(f"{prediction!r} is no label")
-
-
-# Where submissions spell a label otherwise than LABELS does: as a number.
-_SPELLED: dict[str, Callable[[str], Any]] = {"parus": LABELS["parus"].index, "muserc": int}
-
-
 # --- warnings ------------------------------------------------------------------------------------------------------
 
 
 def _count_warnings(answers: Mapping[str, _Answers]) -> list[str]:
-    figures = [(task, len(answers[task].samples), OFFICIAL_SIZES[task][_TEST], "answers") for task in TASKS]
-    paragraphs = len({sample.idx["paragraph"] for sample in answers["muserc"].samples})
-    figures.append(("muserc", paragraphs, OFFICIAL_MUSERC_PARAGRAPHS[_TEST], "paragraphs"))
+    """Compare the numbers of answers and of paragraphs with those of the official test split."""
+    counts = []
+    for name in RUSSIAN_SUPERGLUE:
+        task, samples = get_task(name), answers[name].samples
+        counts.append((task.title, len(samples), task.sizes["test"], "answers"))
+    for name in RUSSIAN_SUPERGLUE:
+        task = get_task(name)
+        if task.clusters:
+            paragraphs = len({document_key({"idx": sample.idx}) for sample in answers[name].samples})
+            counts.append((task.title, paragraphs, task.clusters["test"], "paragraphs"))
     return [
-        f"{OFFICIAL_NAMES[task]} has {found} {what}, the official test split {official}: the site may refuse it"
-        for task, found, official, what in figures
+        f"{title} has {found} {what}, the official test split {official}: the site may refuse it"
+        for title, found, official, what in counts
         if found != official
     ]
 
 
 def _mixture_warnings(answers: Mapping[str, _Answers]) -> list[str]:
-    """The leaderboard ranks one system: answers of several are worth a word."""
+    """Warn where the answers come from several systems: the leaderboard ranks one."""
     systems = sorted({f"{a.record.model.name} on {a.record.backend}" for a in answers.values()})
     return [f"the answers come from {len(systems)} systems: {', '.join(systems)}"] if len(systems) > 1 else []
 
@@ -241,7 +228,7 @@ def _mixture_warnings(answers: Mapping[str, _Answers]) -> list[str]:
 
 
 def _check_output(output: Path) -> None:
-    """Refuses what should not be replaced, before the samples are read."""
+    """Refuse what should not be replaced, before the samples are read."""
     if output.is_dir():
         raise UserError(f"{output} is a directory", "name the archive: --output submission.zip")
     if not output.parent.is_dir():
@@ -251,7 +238,7 @@ def _check_output(output: Path) -> None:
 
 
 def _write_zip(output: Path, files: Mapping[str, Sequence[str]]) -> None:
-    """Whole or not at all: a temporary file, fsync, rename."""
+    """Write the archive, whole or not at all."""
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as opened:
         for name, lines in files.items():
@@ -259,19 +246,4 @@ def _write_zip(output: Path, files: Mapping[str, Sequence[str]]) -> None:
             member.compress_type = zipfile.ZIP_DEFLATED
             member.external_attr = 0o644 << 16
             opened.writestr(member, "".join(f"{line}\n" for line in lines))
-    try:
-        descriptor, temporary = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(archive.getvalue())
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, output)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise UserError(
-            f"cannot write {output}: {error.strerror}", "free some space or name another --output"
-        ) from error
+    write_atomically(output, archive.getvalue())

@@ -11,7 +11,7 @@ from harness.records.run import MetricRecord, RunRecord
 
 
 def estimate_text(value: float | None, stderr: float | None) -> str:
-    """A figure with its standard error, times 100: `57.3 ± 2.8`."""
+    """Format a score with its standard error, times 100: `57.3 ± 2.8`."""
     if value is None:
         return "–"
     return f"{100 * value:.1f} ± {100 * (stderr or 0):.1f}"
@@ -22,7 +22,7 @@ def percent(metric: MetricRecord) -> str:
 
 
 def run_table(record: RunRecord) -> str:
-    """What `rsg-harness run` prints: a row a task, then the score and the cost."""
+    """Format what `rsg-harness run` prints: a row a task, then the score and the cost."""
     rows = []
     with_heads = any(task.head for task in record.tasks.values())
     for name, task in record.tasks.items():
@@ -33,13 +33,13 @@ def run_table(record: RunRecord) -> str:
         )
         answered = [task.head or "language model"] if with_heads else []
         rows.append([name, percent(task.metrics["rsg"]), task.documents, task.prompt, *answered, others])
-    headers = ["task", "figure × 100", "documents", "prompt", *(["answered by"] if with_heads else []), "parts"]
+    headers = ["task", "score × 100", "documents", "prompt", *(["answered by"] if with_heads else []), "parts"]
     table = tabulate(rows, headers=headers, tablefmt="simple")
     return "\n".join([_heading(record), "", table, "", *_summary(record)])
 
 
 def answer_table(words: Sequence[str], choices: Mapping[str, float]) -> str:
-    """What `rsg-harness predict` prints: the choices, the most probable first.
+    """Format what `rsg-harness predict` prints: the choices, the most probable first.
 
     Args:
         words: what the prompt calls each choice.
@@ -73,7 +73,7 @@ def _summary(record: RunRecord) -> list[str]:
             "The mini set is this project's own and small: it shows that all works, not how good the model is."
         )
     if record.execution == "torch" and record.backend.startswith("mlx"):
-        lines.append("MLX weights executed by torch: the figures are real, the speed is not MLX's.")
+        lines.append("MLX weights executed by torch: the scores are real, the speed is not MLX's.")
     timing, tokens = record.timing, record.tokens
     asked = tokens.computed + tokens.shared
     saved = f", {100 * tokens.shared / asked:.0f}% of the tokens shared" if asked and tokens.shared else ""

@@ -22,7 +22,7 @@
     };
   }
 
-  const datasetOf = (id) => (id.startsWith("task-") ? "figures" : id.startsWith("flips-") ? "flips" : "rows");
+  const datasetOf = (id) => (id.startsWith("task-") ? "scores" : id.startsWith("flips-") ? "flips" : "rows");
   const rowsOf = (id, wanted) => content.datasets[datasetOf(id)].filter((row) => passes(row, wanted));
   const feed = (id, wanted) => views.get(id).data(datasetOf(id), rowsOf(id, wanted)).resize().runAsync();
 
