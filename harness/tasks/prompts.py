@@ -94,23 +94,26 @@ def _function_name(loader: yaml.SafeLoader, node: yaml.Node) -> str:
 _Loader.add_constructor("!function", _function_name)
 
 
-def task_files() -> dict[str, TaskFile]:
+def task_files(directory: Path = TASK_DIR) -> dict[str, TaskFile]:
     """Return all task files by short name: the groups' in their order, then those of included directories.
+
+    Args:
+        directory: Of the groups.
 
     Raises:
         UserError: A file is not YAML or has a key that lm-eval does not know.
     """
-    found = dict(_bundled_files(TASK_DIR))
-    for directory in included_directories():
-        for path in sorted(directory.glob("*.yaml")):
+    found = dict(_group_files(directory))
+    for included in included_directories():
+        for path in sorted(included.glob("*.yaml")):
             if isinstance(_parse(path).get("task"), str):  # not a group of tasks
-                file = _read(path, directory.name)
+                file = _read(path, included.name)
                 found[file.name] = file
     return found
 
 
 @functools.cache
-def _bundled_files(directory: Path) -> dict[str, TaskFile]:
+def _group_files(directory: Path) -> dict[str, TaskFile]:
     found: dict[str, TaskFile] = {}
     for group in GROUPS:
         members = _parse(directory / group / f"{group}.yaml")["task"]
@@ -183,6 +186,7 @@ def choose(
     tasks: Sequence[str],
     prompt: str | None = None,
     defaults: Mapping[str, str] | None = None,
+    directory: Path = TASK_DIR,
 ) -> list[ChosenTask]:
     """Return the tasks that the user named, each with its prompt.
 
@@ -190,11 +194,12 @@ def choose(
         tasks: Short (terra, gen_terra) or full names (rsg_terra, rsg_gen_terra), or groups (rsg, rsg_gen).
         prompt: One name for all tasks, or TASK=NAME pairs separated by commas; default: each task's own default.
         defaults: Task (terra) -> another default prompt of its file: the one that a checkpoint was trained on.
+        directory: Of the groups.
 
     Raises:
         UserError: An unknown task or prompt; the nearest names are the hint.
     """
-    files = task_files()
+    files = task_files(directory)
     chosen: dict[str, TaskFile] = {}
     for wanted in tasks:
         name = wanted.strip().lower()

@@ -19,7 +19,7 @@ from adapters.torch_backend import load_tokenizer
 from harness.data import cached_split
 from harness.models.checkpoint import is_checkpoint, read_checkpoint
 from harness.models.resolve import resolve_model
-from harness.records.run import read_record, read_samples
+from harness.records.run import read_run, read_samples
 from harness.tasks.prompts import choose
 from harness.tasks.rendering import load_tasks, render_document, uses_chat_template
 
@@ -39,7 +39,7 @@ def main() -> None:
     tasks = load_tasks(list(chosen.values()), data=args.data, split="validation")
     samples = [{(one.task, str(one.idx)): one for one in read_samples(run)} for run in args.runs]
     table = []
-    for task in read_record(args.runs[0]).tasks:
+    for task in read_run(args.runs[0]).tasks:
         counts = {True: [0, 0], False: [0, 0]}  # same tokens -> documents, changed answers
         for document in cached_split(task, "validation", args.data).documents:
             row = document.row()

@@ -16,7 +16,7 @@ from typing import Any
 from training_trials import train_once
 
 from harness.models.checkpoint import read_checkpoint
-from harness.records.run import read_record
+from harness.records.run import read_run
 
 
 def alone(recipe: dict[str, Any], task: str, batches: int) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--tasks", default="rcb,parus,rwsd")
     args = parser.parse_args()
     recipe = read_checkpoint(args.checkpoint).training["recipe"]
-    together = read_record(args.run)
+    together = read_run(args.run)
     log = [json.loads(line) for line in (args.checkpoint / "training_log.jsonl").read_text().splitlines()]
     print("| task | batches | alone | with all others |\n|---|---|---|---|", flush=True)
     for task in args.tasks.split(","):

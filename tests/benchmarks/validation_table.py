@@ -16,7 +16,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from harness.data import cached_split
-from harness.records.run import read_record
+from harness.records.run import read_run
 from harness.reports.published import PUBLISHED
 from harness.tasks.answers import to_item
 from harness.tasks.metrics import METRICS, compute
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--data", required=True)
     args = parser.parse_args()
-    records = [read_record(directory) for directory in args.runs]
+    records = [read_run(directory) for directory in args.runs]
     names = [f"{record.model.name}, {record.backend}" for record in records]
 
     rows = [row("majority class, validation", {task: majority(task, "rsg", args.data) for task in EIGHT})]

@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from harness.records.run import read_record, read_samples
+from harness.records.run import read_run, read_samples
 from tests.integration.command import RSG_HARNESS, Command
 from tests.integration.training import call, write_recipe
 from tests.russian_tokenizer import make_russian_gemma
@@ -105,7 +105,7 @@ def test_a_checkpoint_keeps_its_heads_when_it_is_pruned(
     for model in ("small", "pruned"):
         run = rsg_harness("run", "--model", model, *shared, "--output", f"run-{model}")
         assert run.returncode == 0, run.stderr
-    before, after = (read_record(tmp_path / f"run-{model}") for model in ("small", "pruned"))
+    before, after = (read_run(tmp_path / f"run-{model}") for model in ("small", "pruned"))
     assert after.tasks["terra"].head == "classification"
     assert (before.model.name, after.model.name) == ("small", "pruned")
     assert after.model.parameters < before.model.parameters

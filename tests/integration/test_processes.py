@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.records.run import read_record, read_samples
+from harness.records.run import read_run, read_samples
 from tests.integration.command import IN_TWO_PROCESSES, Command
 
 TASKS = ("--tasks", "lidirus,parus,muserc,terra,rucos,gen_terra", "--limit", "12", "--batch-tokens", "512")
@@ -28,7 +28,7 @@ def test_two_processes_give_the_record_of_one(
     assert shared.returncode == 0, shared.stderr
     assert shared.stdout.count("figure × 100") == 1
 
-    one, two = read_record(tmp_path / "alone"), read_record(tmp_path / "shared")
+    one, two = read_run(tmp_path / "alone"), read_run(tmp_path / "shared")
     assert (one.processes, two.processes) == (1, 2)
     assert one.settings_sha256 == two.settings_sha256
     assert one.tasks == two.tasks

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from harness.records.run import read_record, read_samples
+from harness.records.run import read_run, read_samples
 from tests.integration.command import Command
 from tests.integration.training import copy_files
 
@@ -59,7 +59,7 @@ def test_a_quantised_checkpoint_keeps_its_heads(
         "--output", "run",
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
-    assert read_record(tmp_path / "run").tasks["terra"].head == "classification"
+    assert read_run(tmp_path / "run").tasks["terra"].head == "classification"
 
 
 def test_sensitivity_raises_parts_within_the_budget(rsg_harness: Command, checkpoint: Path, tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_sensitivity_raises_parts_within_the_budget(rsg_harness: Command, checkp
         "--limit", "3", "--output", "run",
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
-    assert "4, 5, 6 and 8-bit" in read_record(tmp_path / "run").model.weights
+    assert "4, 5, 6 and 8-bit" in read_run(tmp_path / "run").model.weights
 
 
 def test_rounding_a_part_gives_the_matrices_that_quantising_stores(

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from harness.records.run import read_record
+from harness.records.run import read_run
 from tests.integration.command import Command
 from tests.integration.training import call
 
@@ -40,7 +40,7 @@ def test_the_page_holds_the_records_figures(results: Path) -> None:
     [content] = re.findall(r'<script type="application/json" id="content">(.*?)</script>', text, re.DOTALL)
     datasets = json.loads(content)["datasets"]
     for backend in BACKENDS:
-        record = read_record(results / "runs" / f"small-{backend}")
+        record = read_run(results / "runs" / f"small-{backend}")
         found = {row["task"]: row["figure"] for row in datasets["figures"] if row["backend"] == backend}
         assert found == {name: pytest.approx(100 * (task.score or 0)) for name, task in record.tasks.items()}
         [row] = [row for row in datasets["rows"] if row["backend"] == backend]

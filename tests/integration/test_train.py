@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from harness.models.checkpoint import read_checkpoint
-from harness.records.run import read_record, read_samples
+from harness.records.run import read_run, read_samples
 from tests.integration.command import IN_TWO_PROCESSES, RSG_HARNESS, Command
 from tests.integration.training import RECIPE, call, copy_files, steps_of, write_recipe
 
@@ -54,7 +54,7 @@ def test_a_run_answers_with_the_heads_and_gives_the_figures_of_training(
         "--seed", "1234", "--output", output, "--backend", *backend,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    record = read_record(output)
+    record = read_run(output)
     assert record.tasks["terra"].head == record.tasks["lidirus"].head == "classification"
     assert record.tasks["muserc"].head == "sigmoid"
     assert record.tasks["parus"].head == "likelihood"
@@ -179,7 +179,7 @@ def test_layers_trained_in_full_make_a_checkpoint_that_runs(
         "terra,russe,rwsd", "--output", tmp_path / "run",
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
-    record = read_record(tmp_path / "run")
+    record = read_run(tmp_path / "run")
     assert record.tasks["rwsd"].head is None
     trained = json.loads((output / "rsg_checkpoint.json").read_text())["training"]["validation"]["figures"]
     for task in ("terra", "russe"):
@@ -317,4 +317,4 @@ def test_best_is_the_kept_checkpoint_with_the_highest_mean(
         (kept / "rsg_checkpoint.json").write_text(json.dumps(description))
     done = rsg_harness("run", "--model", "best", "--tasks", "terra", "--limit", "2", "--output", "out")
     assert done.returncode == 0, done.stderr
-    assert read_record(tmp_path / "out").model.name == "good"
+    assert read_run(tmp_path / "out").model.name == "good"

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.data import TASKS, load_split
-from harness.tasks.answers import is_tied, parse_choice, parse_entity, pick_choice, to_item
-from harness.tasks.metrics import LIDIRUS_CATEGORIES
+from harness.data import load_split
+from harness.tasks import RUSSIAN_SUPERGLUE, get_task
+from harness.tasks.answers import is_tied, parse_choice, parse_entity, pick_choice
+from harness.tasks.lidirus import CATEGORIES
 
 YES_NO = ["да", "нет"]
 NO_YES = ["нет", "да"]
@@ -278,23 +279,23 @@ def test_the_most_probable_choice_is_taken_and_ties_are_seen(logprobs, best, tie
 # --- items ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", RUSSIAN_SUPERGLUE)
 def test_every_document_becomes_an_item_with_its_gold_answer(task):
     for document in load_split(task, "validation", "mini").documents:
         row = document.row()
         gold = tuple(row["answers"]) if task == "rucos" else row["label"]
-        item = to_item(task, row, None)
+        item = get_task(task).item(row, None)
         assert (item.gold, item.prediction) == (gold, None)
 
 
 def test_hidden_answers_are_none():
-    assert to_item("terra", {"idx": 1, "label": -1}, 0).gold is None
-    assert to_item("rucos", {"idx": {"passage": 1, "query": 2}, "answers": []}, "Киев").gold is None
+    assert get_task("terra").item({"idx": 1, "label": -1}, 0).gold is None
+    assert get_task("rucos").item({"idx": {"passage": 1, "query": 2}, "answers": []}, "Киев").gold is None
 
 
 def test_answers_of_a_muserc_paragraph_are_one_cluster_with_a_group_for_each_question():
     items = [
-        to_item("muserc", {"idx": {"paragraph": 4, "question": question, "answer": answer}, "label": 1}, 1)
+        get_task("muserc").item({"idx": {"paragraph": 4, "question": question, "answer": answer}, "label": 1}, 1)
         for question, answer in [(7, 1), (7, 2), (8, 3)]
     ]
     assert {item.cluster for item in items} == {4}
@@ -302,6 +303,6 @@ def test_answers_of_a_muserc_paragraph_are_one_cluster_with_a_group_for_each_que
 
 
 def test_categories_of_lidirus_are_those_that_are_filled():
-    row = {"idx": 1, "label": 0, **dict.fromkeys(LIDIRUS_CATEGORIES, ""), "logic": "Negation"}
-    assert to_item("lidirus", row, 1).categories == ("logic",)
-    assert to_item("terra", row, 1).categories == ()
+    row = {"idx": 1, "label": 0, **dict.fromkeys(CATEGORIES, ""), "logic": "Negation"}
+    assert get_task("lidirus").item(row, 1).categories == ("logic",)
+    assert get_task("terra").item(row, 1).categories == ()

@@ -6,16 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from harness.data import TASKS
 from harness.errors import UserError
 from harness.records.run import MemoryRecord, TimingRecord
 from harness.reports.leaderboard import build_leaderboard, write_leaderboard
-from harness.reports.published import METRIC_PARTS, PUBLISHED
+from harness.reports.published import published
+from harness.tasks import RUSSIAN_SUPERGLUE
 from tests.unit.run_records import MACHINE, MIB, NINE, run_record, sha256, write_record
 
 EARLY, LATE, LATEST = (f"2025-01-0{day}T10:00:00+00:00" for day in (1, 2, 3))
 COLUMN = dict(
-    zip(TASKS, ("LiDiRus", "RCB", "PARus", "MuSeRC", "TERRa", "RUSSE", "RWSD", "DaNetQA", "RuCoS"), strict=True)
+    zip(
+        RUSSIAN_SUPERGLUE,
+        ("LiDiRus", "RCB", "PARus", "MuSeRC", "TERRa", "RUSSE", "RWSD", "DaNetQA", "RuCoS"),
+        strict=True,
+    )
 )
 PROBABILITY = "Russian SuperGLUE: choices by log-probability"
 
@@ -57,7 +61,7 @@ def test_a_run_over_all_nine_tasks_has_their_mean_as_its_score(tmp_path, add):
 
 
 def test_a_run_over_eight_tasks_has_a_mean_but_no_score(tmp_path, add):
-    add("a", {task: 0.5 for task in TASKS if task != "rucos"})
+    add("a", {task: 0.5 for task in RUSSIAN_SUPERGLUE if task != "rucos"})
     (row,) = board(tmp_path)["rows"]
     assert (row["score"], row["score_stderr"], row["score_interval"]) == (None, None, None)
     assert row["mean"] == pytest.approx(0.5)
@@ -66,11 +70,11 @@ def test_a_run_over_eight_tasks_has_a_mean_but_no_score(tmp_path, add):
 
 
 def test_tasks_of_several_runs_of_the_same_kind_make_one_row_with_a_score(tmp_path, add):
-    add("a", {task: NINE[task] for task in TASKS[:4]})
-    add("b", {task: NINE[task] for task in TASKS[4:]}, date=LATE)
+    add("a", {task: NINE[task] for task in RUSSIAN_SUPERGLUE[:4]})
+    add("b", {task: NINE[task] for task in RUSSIAN_SUPERGLUE[4:]}, date=LATE)
     (row,) = board(tmp_path)["rows"]
     assert row["score"] == pytest.approx(0.5)
-    assert list(row["tasks"]) == list(TASKS)
+    assert list(row["tasks"]) == list(RUSSIAN_SUPERGLUE)
     assert [run["directory"] for run in row["runs"]] == ["a", "b"]
 
 
@@ -110,7 +114,7 @@ def test_runs_that_differ_in_what_decides_a_figure_are_rows_of_their_own(tmp_pat
 
 
 def test_generated_answers_never_mix_with_choices_even_from_one_run(tmp_path, add):
-    add("a", {**{task: 0.5 for task in TASKS if task != "terra"}, "gen_terra": 0.9})
+    add("a", {**{task: 0.5 for task in RUSSIAN_SUPERGLUE if task != "terra"}, "gen_terra": 0.9})
     rows = board(tmp_path)["rows"]
     assert [(row["group"], len(row["tasks"]), row["score"]) for row in rows] == [("rsg", 8, None), ("rsg_gen", 1, None)]
     # Its seconds cannot be told apart.
@@ -150,7 +154,7 @@ def test_rows_are_sorted_by_score_then_by_number_of_tasks_then_by_mean(tmp_path,
 
 
 def test_hidden_answers_are_shown_as_such_and_not_counted(tmp_path, add):
-    add("a", {**dict.fromkeys(TASKS), "lidirus": 0.2}, split="test")
+    add("a", {**dict.fromkeys(RUSSIAN_SUPERGLUE), "lidirus": 0.2}, split="test")
     (row,) = board(tmp_path)["rows"]
     assert (row["score"], row["mean"]) == (None, 0.2)
     (cells,) = tables(page(tmp_path))[PROBABILITY]
@@ -289,7 +293,7 @@ def test_the_markdown_holds_the_numbers_of_the_json(tmp_path, add):
     cells = tables(page(tmp_path))[PROBABILITY]
     assert len(cells) == len(rows) == 2
     for row, shown in zip(rows, cells, strict=True):
-        for task in TASKS:
+        for task in RUSSIAN_SUPERGLUE:
             expected = f"{100 * row['tasks'][task]['score']:.1f}" if task in row["tasks"] else "–"
             assert shown[COLUMN[task]] == expected
         assert shown["model"].replace("\\|", "|") == row["model"]["name"]
@@ -341,9 +345,9 @@ def test_the_published_figures_stand_in_a_table_of_their_own_with_their_source(t
     assert reference["gemma-3-1b-it multitask"]["tasks"]["muserc"] == {"value": 0.58, "parts": {}}
 
 
-@pytest.mark.parametrize("row", PUBLISHED, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", published(), ids=lambda row: row.name)
 def test_published_scores_agree_with_their_own_figures(row):
-    mean = sum(row.task_figure(task) for task in METRIC_PARTS) / len(METRIC_PARTS)
+    mean = sum(row.task_score(task) for task in RUSSIAN_SUPERGLUE) / len(RUSSIAN_SUPERGLUE)
     assert mean == pytest.approx(row.score, abs=0.0011)
 
 
@@ -367,9 +371,9 @@ def test_a_split_of_another_size_than_the_official_one_is_pointed_out_once(tmp_p
 
 def test_every_bar_of_the_kept_records_has_a_label_of_its_own():
     """Bars of one label would be drawn as one, their figures added up."""
-    from harness.reports.html_page import figure_rows
+    from harness.reports.html_page import score_rows
 
     results = Path(__file__).parents[2] / "results"
-    bars = [(bar["data"], bar["task"], bar["label"]) for bar in figure_rows(build_leaderboard(results).rows)]
+    bars = [(bar["data"], bar["task"], bar["label"]) for bar in score_rows(build_leaderboard(results).rows)]
     assert len(bars) > 9
     assert len(set(bars)) == len(bars)

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
+from harness.tasks import RUSSIAN_SUPERGLUE, get_task
+from harness.tasks.lidirus import CATEGORIES
 from harness.tasks.metrics import (
-    LIDIRUS_CATEGORIES,
-    METRICS,
     Estimate,
     Item,
     bootstrap_samples,
@@ -29,6 +29,8 @@ from harness.tasks.metrics import (
 
 UNREADABLE = 99  # scikit-learn's view of a prediction that is no label
 ACCURACY_TASKS = ("parus", "terra", "russe", "rwsd", "danetqa")
+
+METRICS = {name: get_task(name).metrics for name in RUSSIAN_SUPERGLUE}
 
 
 def items_of(gold: Sequence[int], predicted: Sequence[int | None]) -> list[Item]:
@@ -92,12 +94,12 @@ def test_lidirus_is_the_matthews_correlation(case):
 @given(case=answers(2), data=st.data())
 def test_a_category_of_lidirus_counts_only_its_own_examples(case, data):
     gold, predicted = case
-    subsets = st.lists(st.sampled_from(LIDIRUS_CATEGORIES), unique=True)
+    subsets = st.lists(st.sampled_from(CATEGORIES), unique=True)
     items = [
         Item(number, right, said, categories=tuple(data.draw(subsets)))
         for number, (right, said) in enumerate(zip(gold, predicted, strict=True))
     ]
-    for category in LIDIRUS_CATEGORIES:
+    for category in CATEGORIES:
         inside = [item for item in items if category in item.categories]
         metric = METRICS["lidirus"][f"mcc_{category}"]
         expected = compute(METRICS["lidirus"]["mcc"], inside) if inside else 0.0
@@ -246,8 +248,8 @@ def test_a_run_whose_answers_all_are_unreadable_scores_nothing(task, gold):
 
 
 def test_every_task_has_its_figure_named_rsg():
-    assert set(METRICS) == {*ACCURACY_TASKS, "lidirus", "rcb", "muserc", "rucos"}
-    for metrics in METRICS.values():
+    assert set(RUSSIAN_SUPERGLUE) == {*ACCURACY_TASKS, "lidirus", "rcb", "muserc", "rucos"}
+    for metrics in (METRICS[name] for name in RUSSIAN_SUPERGLUE):
         assert all(metric.name == name for name, metric in metrics.items())
         assert "rsg" in metrics
 
@@ -320,11 +322,11 @@ def random_items(task: str, size: int, generator: np.random.Generator) -> list[I
     for number in range(size):
         gold = int(generator.integers(labels))
         said = gold if generator.random() < 0.6 else int(generator.integers(labels))
-        found.append(Item(number // 4 if task == "muserc" else number, gold, said, number // 2, LIDIRUS_CATEGORIES))
+        found.append(Item(number // 4 if task == "muserc" else number, gold, said, number // 2, CATEGORIES))
     return found
 
 
-@pytest.mark.parametrize(("task", "name"), [(task, name) for task in METRICS for name in METRICS[task]])
+@pytest.mark.parametrize(("task", "name"), [(task, name) for task in RUSSIAN_SUPERGLUE for name in METRICS[task]])
 def test_the_interval_holds_the_value_and_the_seed_fixes_it(task, name):
     items = random_items(task, 120, np.random.default_rng(1))
     found = estimate(METRICS[task][name], items, seed=3)

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from harness.data import DOCUMENTS, TASKS
 from harness.errors import UserError
-from harness.evaluation.predict import FIELDS, make_document
+from harness.evaluation.predict import make_document
+from harness.tasks import RUSSIAN_SUPERGLUE, get_task
 
 QUESTIONS: dict[str, dict[str, str]] = {
     "lidirus": {"sentence1": "Снег тает.", "sentence2": "Снег не тает."},
@@ -21,7 +21,8 @@ QUESTIONS: dict[str, dict[str, str]] = {
     "danetqa": {"passage": "Снег тает при нуле градусов.", "question": "Тает ли снег?"},
     "rucos": {"passage": "Пётр приехал в Омск.", "query": "В @placeholder ждут.", "entities": "Пётр; Омск"},
 }
-EVERY_FIELD = [(task, field) for task in TASKS for field in FIELDS[task]]
+FIELDS = {task: tuple(field.name for field in get_task(task).fields) for task in RUSSIAN_SUPERGLUE}
+EVERY_FIELD = [(task, field) for task in RUSSIAN_SUPERGLUE for field in FIELDS[task]]
 
 
 def option(field: str) -> str:
@@ -38,26 +39,26 @@ def refusal(task: str, fields: dict[str, Any]) -> UserError:
 
 
 def test_every_task_can_be_asked():
-    assert set(FIELDS) == set(QUESTIONS) == set(TASKS)
+    assert set(FIELDS) == set(QUESTIONS) == set(RUSSIAN_SUPERGLUE)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", RUSSIAN_SUPERGLUE)
 def test_the_fields_of_a_question_are_enough_for_a_document(task):
     row = make_document(task, QUESTIONS[task])
     assert set(QUESTIONS[task]) == set(FIELDS[task])
     for field, value in QUESTIONS[task].items():
         assert row[field] == (["Пётр", "Омск"] if field == "entities" else value)
-    assert set(row) == set(DOCUMENTS[task].model_fields)
+    assert set(row) == set(get_task(task).document.model_fields)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", RUSSIAN_SUPERGLUE)
 def test_the_answer_of_a_users_question_is_hidden(task):
     row = make_document(task, QUESTIONS[task])
     assert row.get("label", -1) == -1
     assert row.get("answers", []) == []
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", RUSSIAN_SUPERGLUE)
 def test_fields_of_other_tasks_that_are_none_do_not_matter(task):
     others = {field: None for _, field in EVERY_FIELD}
     assert make_document(task, {**others, **QUESTIONS[task]}) == make_document(task, QUESTIONS[task])
@@ -120,23 +121,22 @@ def test_an_unknown_field_is_refused_even_where_another_is_missing():
 @pytest.mark.parametrize(("name", "hint"), [("tera", "did you mean terra"), ("", "tasks: lidirus, rcb")])
 def test_an_unknown_task_names_the_nearest_one(name, hint):
     error = refusal(name, {})
-    assert error.message == f"unknown task {name!r}"
+    assert error.message == f"no task {name!r}"
     assert error.hint.startswith(hint)
 
 
 def test_a_question_of_parus_that_is_neither_is_refused_with_what_is_allowed():
     error = refusal("parus", {**QUESTIONS["parus"], "question": "причина"})
     assert "--question" in error.message
-    assert "'cause' or 'effect'" in error.message
+    assert "is one of cause, effect" in error.message
 
 
 @pytest.mark.parametrize("entities", ["Омск", "Омск;", " ; ", "Пётр, Омск"])
 def test_fewer_than_two_entities_are_refused(entities):
     error = refusal("rucos", {**QUESTIONS["rucos"], "entities": entities})
-    assert error.message == "rucos needs a gap and two or more entities"
-    assert "--entities" in error.hint
+    assert "--entities takes two or more values" in error.message
 
 
 def test_a_query_without_a_gap_is_refused():
     error = refusal("rucos", {**QUESTIONS["rucos"], "query": "В Омске ждут."})
-    assert "@placeholder in --query" in error.hint
+    assert "--query must contain @placeholder" in error.message

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.data import TASKS, document_key, load_split
+from harness.data import load_split
 from harness.data.sampling import draw_shots, sample_documents
+from harness.tasks import RUSSIAN_SUPERGLUE, document_key
 
 Row = dict[str, Any]
 
@@ -115,7 +116,7 @@ def test_the_rows_given_stay_as_they_are():
     assert whole == rows(10)
 
 
-@pytest.mark.parametrize("task", [task for task in TASKS if task != "lidirus"])
+@pytest.mark.parametrize("task", [task for task in RUSSIAN_SUPERGLUE if task != "lidirus"])
 def test_shots_of_the_mini_set_are_balanced(task):
     whole = [document.row() for document in load_split(task, "train", "mini").documents]
     shots = draw_shots(whole, 6, 1234)

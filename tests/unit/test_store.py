@@ -25,7 +25,6 @@ def unit(*logprobs: float) -> Unit:
 def filled(path: Path, units: int = 400) -> Path:
     """A store of many pages, closed."""
     with ProgressStore(path) as store:
-        store.put_settings({"seed": 1})
         store.put_units("plan", {number: unit(*np.linspace(-5, 0, 50)) for number in range(units)})
         store.put_texts("plan", dict.fromkeys(range(units), "да" * 100))
     return path
@@ -63,16 +62,6 @@ def test_texts_come_back_as_they_were(tmp_path, text):
         store.put_texts("plan", {3: text, 5: "нет"})
     with ProgressStore(tmp_path / "store") as store:
         assert store.texts("plan") == {3: text, 5: "нет"}
-
-
-def test_settings_are_none_until_they_are_put(tmp_path):
-    given_settings = {"seed": 1, "data": {"terra": "ёж"}, "limit": None, "backend-arg": ["a=1"]}
-    with ProgressStore(tmp_path / "store") as store:
-        assert store.settings() is None
-        store.put_settings(given_settings)
-        assert store.settings() == given_settings
-    with ProgressStore(tmp_path / "store") as store:
-        assert store.settings() == given_settings
 
 
 def test_seconds_of_all_parts_of_a_run_add_up(tmp_path):
@@ -150,7 +139,6 @@ def test_a_store_damaged_inside_is_a_user_error(tmp_path, damage):
         content[100:] = b"\xa5" * (len(content) - 100)
     path.write_bytes(content)
     with pytest.raises(UserError), ProgressStore(path) as store:  # noqa: PT012
-        store.settings()
         store.seconds()
         store.scored_units("plan")
         store.texts("plan")

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from harness.data import TASKS
 from harness.errors import UserError
 from harness.records.run import SAMPLES
 from harness.reports.submission import write_submission
+from harness.tasks import RUSSIAN_SUPERGLUE
 from tests.unit.run_records import run_record, samples_of, write_record
 
 # Task -> idx and prediction as samples.jsonl holds them, out of order.
@@ -57,7 +57,7 @@ OFFICIAL_SIZES = {"lidirus": 1104, "rcb": 438, "parus": 500, "terra": 3198, "rus
 def add(tmp_path):
     """Writes a run with the answers of some tasks; `rename` records a task under another name."""
 
-    def write(name, tasks=TASKS, *, answers=ANSWERS, rename=None, **changes):
+    def write(name, tasks=RUSSIAN_SUPERGLUE, *, answers=ANSWERS, rename=None, **changes):
         names = {task: (rename or {}).get(task, task) for task in tasks}
         record = run_record(dict.fromkeys(names.values()), **{"split": "test", **changes})
         counted = {
@@ -126,7 +126,7 @@ def test_the_lines_for_the_user_count_every_file_and_name_the_archive(add, outpu
 
 
 def test_runs_may_share_the_tasks_between_them(add, output):
-    runs = [add("a", TASKS[:4]), add("b", TASKS[4:6]), add("c", TASKS[6:])]
+    runs = [add("a", RUSSIAN_SUPERGLUE[:4]), add("b", RUSSIAN_SUPERGLUE[4:6]), add("c", RUSSIAN_SUPERGLUE[6:])]
     write_submission(runs, output)
     assert contents(output) == EXPECTED
 
@@ -137,7 +137,10 @@ def test_generated_answers_count_for_their_task(add, output):
 
 
 def test_lidirus_may_come_from_a_run_over_the_validation_split(add, output):
-    runs = [add("a", [task for task in TASKS if task != "lidirus"]), add("b", ["lidirus"], split="validation")]
+    runs = [
+        add("a", [task for task in RUSSIAN_SUPERGLUE if task != "lidirus"]),
+        add("b", ["lidirus"], split="validation"),
+    ]
     write_submission(runs, output)
     assert contents(output) == EXPECTED
 
@@ -161,13 +164,15 @@ def test_the_official_counts_pass_without_a_warning(add, output):
 
 
 def test_answers_of_several_systems_are_warned_of(add, output):
-    lines = write_submission([add("a", TASKS[:4]), add("b", TASKS[4:], model="gemma-other")], output)
+    lines = write_submission(
+        [add("a", RUSSIAN_SUPERGLUE[:4]), add("b", RUSSIAN_SUPERGLUE[4:], model="gemma-other")], output
+    )
     assert "warning: the answers come from 2 systems: gemma-other on torch-cpu, gemma-tiny on torch-cpu" in lines
 
 
 def test_the_same_answers_give_the_same_bytes(add, output, tmp_path):
     write_submission([add("a")], output)
-    write_submission([add("b", TASKS[:5]), add("c", TASKS[5:])], tmp_path / "again.zip")
+    write_submission([add("b", RUSSIAN_SUPERGLUE[:5]), add("c", RUSSIAN_SUPERGLUE[5:])], tmp_path / "again.zip")
     assert output.read_bytes() == (tmp_path / "again.zip").read_bytes()
 
 
@@ -186,7 +191,7 @@ def test_a_limited_run_is_refused(add, output):
 
 
 def test_missing_tasks_are_named_with_the_command_that_runs_them(add, output):
-    error = refused([add("a", [task for task in TASKS if task not in ("rcb", "rucos")])], output)
+    error = refused([add("a", [task for task in RUSSIAN_SUPERGLUE if task not in ("rcb", "rucos")])], output)
     assert "rcb, rucos" in error.message
     assert "--split test --tasks rcb,rucos" in error.hint
 

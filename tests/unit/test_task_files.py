@@ -13,15 +13,14 @@ from typing import Any
 import pytest
 from lm_eval.tasks import TaskManager
 
-from harness.data import TASKS
 from harness.data.sampling import fewshot_pool
 from harness.errors import UserError
-from harness.tasks.metrics import METRICS
-from harness.tasks.prompts import GROUPS, TASK_DIR, ChosenTask, TaskFile, choose, task_files, task_specification
+from harness.tasks import RUSSIAN_SUPERGLUE, get_task
+from harness.tasks.prompts import GROUPS, TASK_DIR, ChosenTask, TaskFile, choose, task_files
+from harness.tasks.rendering import load_tasks
 from task_configs.functions import (
     FEWSHOT_SEED,
     FixedShots,
-    generated_choices,
     load_dataset,
     rucos_passage,
     rucos_target,
@@ -41,10 +40,8 @@ def manager() -> TaskManager:
 
 def loaded(name: str, prompt: str, num_fewshot: int = 0, seed: int = FEWSHOT_SEED) -> Any:
     """lm-eval's task with the prompt, as a run loads it."""
-    file = FILES[name]
-    (task,) = manager().load([task_specification([ChosenTask(file, prompt)])])["tasks"].values()
-    task.set_config("num_fewshot", num_fewshot)
-    task.set_fewshot_seed(seed)
+    chosen = ChosenTask(FILES[name], prompt)
+    (task,) = load_tasks([chosen], data="mini", split="validation", seed=seed, num_fewshot=num_fewshot).values()
     return task
 
 
@@ -70,7 +67,7 @@ def has_gen_prefix(file: TaskFile, prompt: str) -> bool:
 def test_there_are_two_files_for_each_of_the_nine_tasks():
     assert len(FILES) == 18
     for group in GROUPS:
-        assert [file.task for file in FILES.values() if file.group == group] == list(TASKS)
+        assert [file.task for file in FILES.values() if file.group == group] == list(RUSSIAN_SUPERGLUE)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -86,7 +83,7 @@ def test_plain_lm_eval_loads_a_task_by_its_full_name(name):
 @pytest.mark.parametrize("name", FILES)
 def test_a_task_has_the_metrics_of_its_data_and_a_description(name):
     file = FILES[name]
-    assert [metric["metric"] for metric in file.config["metric_list"]] == list(METRICS[file.task])
+    assert [metric["metric"] for metric in file.config["metric_list"]] == list(get_task(file.task).metrics)
     assert file.description
     assert file.name == file.full_name.removeprefix("rsg_")
 
@@ -95,7 +92,7 @@ def test_a_task_has_the_metrics_of_its_data_and_a_description(name):
 def test_a_group_holds_nine_tasks_and_averages_their_rsg_figures(group):
     found = manager().load([group])
     assert len(found["tasks"]) == 9
-    assert set(found["tasks"]) == {f"{group}_{task}" for task in TASKS}
+    assert set(found["tasks"]) == {f"{group}_{task}" for task in RUSSIAN_SUPERGLUE}
     (aggregation,) = found["groups"][group].aggregate_metric_list
     assert (aggregation.metric, aggregation.weight_by_size) == ("rsg", False)
 
@@ -178,7 +175,7 @@ def test_generated_answers_may_name_the_choices_of_the_file(name, prompt):
         if FILES[name].task == "rucos":
             assert choices == doc["entities"]
         else:
-            assert choices == generated_choices(FILES[name].task, doc)
+            assert tuple(choices) == get_task(doc["task"]).generated
 
 
 @pytest.mark.parametrize("name", [name for name, file in FILES.items() if file.group == "rsg_gen"])

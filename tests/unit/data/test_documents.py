@@ -8,24 +8,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from harness.data import DOCUMENTS, LABELS, TASKS, document_key, fingerprint
-from harness.data.canonical import canonical, describe
-from harness.data.labels import LabelError, hub_label, official_label, short
-from harness.data.schema import PARus, RuCoS
+from harness.data import fingerprint
+from harness.tasks import RUSSIAN_SUPERGLUE, document_key, get_task
+from harness.tasks.document import LabelError, describe
+from harness.tasks.parus import PARus
+from harness.tasks.rucos import RuCoS
+from harness.text import short
 
 ROW = {"premise": "Шёл снег.", "choice1": "Холодно.", "choice2": "Жарко.", "question": "cause", "idx": 3, "label": 0}
 ANSWER = {"paragraph": "(1) Да.", "question": "Да?", "answer": "Да.", "label": 1}
 
 
 def test_tasks_schemas_and_labels_are_in_one_order():
-    assert TASKS == ("lidirus", "rcb", "parus", "muserc", "terra", "russe", "rwsd", "danetqa", "rucos")
-    assert tuple(DOCUMENTS) == tuple(LABELS) == TASKS
-    assert LABELS["rcb"] == ("entailment", "contradiction", "neutral")
+    assert RUSSIAN_SUPERGLUE == ("lidirus", "rcb", "parus", "muserc", "terra", "russe", "rwsd", "danetqa", "rucos")
+    assert tuple(get_task(name).document.__name__.lower() for name in RUSSIAN_SUPERGLUE) == RUSSIAN_SUPERGLUE
+    assert get_task("rcb").labels == ("entailment", "contradiction", "neutral")
 
 
 def test_a_row_holds_plain_values_with_the_nested_index_kept():
-    document = canonical(
-        "rucos",
+    document = get_task("rucos").parse(
         {
             "passage": "Варя пришла",
             "query": "@placeholder",
@@ -51,7 +52,7 @@ def test_a_document_cannot_be_changed():
 
 
 def test_unknown_columns_are_ignored():
-    assert canonical("parus", {**ROW, "genre": "сказка"}).row() == ROW
+    assert get_task("parus").parse({**ROW, "genre": "сказка"}).row() == ROW
 
 
 @pytest.mark.parametrize(
@@ -67,7 +68,7 @@ def test_unknown_columns_are_ignored():
 )
 def test_a_wrong_value_is_described_in_a_line(change, message):
     with pytest.raises(ValidationError) as caught:
-        canonical("parus", ROW | change)
+        get_task("parus").parse(ROW | change)
     assert describe(caught.value) == message
 
 
@@ -80,7 +81,7 @@ def test_a_long_value_is_cut_and_stays_on_one_line():
 
 
 def test_a_numeric_string_is_an_idx():
-    assert canonical("parus", ROW | {"idx": "17"}).row()["idx"] == 17
+    assert get_task("parus").parse(ROW | {"idx": "17"}).row()["idx"] == 17
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,7 @@ def test_a_numeric_string_is_an_idx():
     ],
 )
 def test_every_documented_spelling_of_a_label_is_read(task, value, index):
-    assert official_label(task, value) == index
+    assert get_task(task).label_index(value) == index
 
 
 @pytest.mark.parametrize(
@@ -120,28 +121,28 @@ def test_every_documented_spelling_of_a_label_is_read(task, value, index):
 )
 def test_any_other_label_is_refused_with_the_allowed_ones(task, value):
     with pytest.raises(LabelError) as caught:
-        official_label(task, value)
+        get_task(task).label_index(value)
     assert str(caught.value).startswith(f"label is {short(value)}, allowed: ")
 
 
 def test_the_hubs_classes_are_read_by_name_where_the_file_names_them():
-    assert hub_label("rcb", 1, ["entailment", "neutral", "contradiction"]) == 2
-    assert hub_label("rcb", 1, None) == 1
-    assert hub_label("parus", 1, ["choice1", "choice2"]) == 1
-    assert hub_label("muserc", 0, ["False", "True"]) == 0
-    assert hub_label("danetqa", -1, ["False", "True"]) == -1
-    assert hub_label("terra", "not_entailment", None) == 1
+    assert get_task("rcb").hub_label_index(1, ["entailment", "neutral", "contradiction"]) == 2
+    assert get_task("rcb").hub_label_index(1, None) == 1
+    assert get_task("parus").hub_label_index(1, ["choice1", "choice2"]) == 1
+    assert get_task("muserc").hub_label_index(0, ["False", "True"]) == 0
+    assert get_task("danetqa").hub_label_index(-1, ["False", "True"]) == -1
+    assert get_task("terra").hub_label_index("not_entailment", None) == 1
 
 
 @pytest.mark.parametrize(("value", "names"), [(3, None), (-2, None), (2, ["False", "True"]), (True, None)])
 def test_a_class_index_out_of_range_is_refused(value, names):
     with pytest.raises(LabelError):
-        hub_label("rcb", value, names)
+        get_task("rcb").hub_label_index(value, names)
 
 
 def answers(*paragraphs: int):
     return [
-        canonical("muserc", {**ANSWER, "idx": {"paragraph": paragraph, "question": 0, "answer": number}})
+        get_task("muserc").parse({**ANSWER, "idx": {"paragraph": paragraph, "question": 0, "answer": number}})
         for number, paragraph in enumerate(paragraphs)
     ]
 

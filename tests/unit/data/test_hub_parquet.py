@@ -10,6 +10,11 @@ from invented import HUB, OFFICIAL, write_hub, write_official
 from harness.data import load_split
 from harness.data.hub import REPOSITORY, load_hub
 from harness.errors import UserError
+from harness.tasks import get_task
+
+
+def load(task, split, root=None):
+    return load_hub(get_task(task), split, root)
 
 
 def split_of(task: str) -> str:
@@ -30,45 +35,51 @@ def test_the_hub_and_the_official_files_give_the_same_documents(task, tmp_path):
 
 def test_hub_entities_lose_the_stray_character_and_come_in_the_passages_order(tmp_path):
     write_hub(tmp_path, "rucos")
-    (document,), _ = load_hub("rucos", "train", tmp_path)
+    (document,), _ = load("rucos", "train", tmp_path)
     assert document.entities == ("Твери", "Пётр Лужин", "Омска", "Омске", "Лужина")
 
 
 def test_hidden_labels_and_answers_of_a_test_split_stay_hidden(tmp_path):
     write_hub(tmp_path, "danetqa", [row | {"label": -1} for row in HUB["danetqa"]], "test")
     write_hub(tmp_path, "rucos", [row | {"answers": []} for row in HUB["rucos"]], "test")
-    assert [document.label for document in load_hub("danetqa", "test", tmp_path)[0]] == [-1, -1]
-    assert load_hub("rucos", "test", tmp_path)[0][0].answers == ()
+    assert [document.label for document in load("danetqa", "test", tmp_path)[0]] == [-1, -1]
+    assert load("rucos", "test", tmp_path)[0][0].answers == ()
 
 
 def test_classes_in_another_order_are_matched_by_name(tmp_path):
     write_hub(tmp_path, "terra", names=["not_entailment", "entailment"])
-    assert [d.label for d in load_hub("terra", "train", tmp_path)[0]] == [1 - row["label"] for row in HUB["terra"]]
+    assert [d.label for d in load("terra", "train", tmp_path)[0]] == [1 - row["label"] for row in HUB["terra"]]
 
 
 def test_shards_are_read_in_order(tmp_path):
     first, second = HUB["danetqa"]
     write_hub(tmp_path, "danetqa", [second], shard=1)
     write_hub(tmp_path, "danetqa", [first], shard=0)
-    assert [document.idx for document in load_hub("danetqa", "train", tmp_path)[0]] == [0, 2]
+    assert [document.idx for document in load("danetqa", "train", tmp_path)[0]] == [0, 2]
 
 
 def test_the_negation_that_the_hub_lost_is_restored_in_the_train_split_only(tmp_path):
     for split in ("train", "validation"):
         write_hub(tmp_path, "rcb", split=split)
-    assert [document.negation for document in load_hub("rcb", "train", tmp_path)[0]] == ["no_negation", "negation"]
-    assert [document.negation for document in load_hub("rcb", "validation", tmp_path)[0]] == ["no_negation", ""]
+    assert [document.negation for document in load("rcb", "train", tmp_path)[0]] == [
+        "no_negation",
+        "negation",
+    ]
+    assert [document.negation for document in load("rcb", "validation", tmp_path)[0]] == [
+        "no_negation",
+        "",
+    ]
 
 
 def test_answers_of_a_paragraph_share_one_string(tmp_path):
     write_hub(tmp_path, "muserc")
-    first, second, *_ = load_hub("muserc", "train", tmp_path)[0]
+    first, second, *_ = load("muserc", "train", tmp_path)[0]
     assert first.paragraph is second.paragraph
 
 
 def refusal(task: str, split: str, root: Path | None) -> UserError:
     with pytest.raises(UserError) as caught:
-        load_hub(task, split, root)
+        load(task, split, root)
     assert "\n" not in str(caught.value)
     return caught.value
 
@@ -170,4 +181,4 @@ def test_a_bug_in_the_download_is_not_hidden(monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     with pytest.raises(TypeError):
-        load_hub("rcb", "train")
+        load("rcb", "train")

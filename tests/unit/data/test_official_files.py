@@ -8,14 +8,15 @@ from hypothesis import strategies as st
 from invented import OFFICIAL, official_lines, write_official
 
 from harness.data.jsonlines import read_objects
-from harness.data.official import DIRECTORIES, load_official
+from harness.data.official import load_official
 from harness.errors import UserError
+from harness.tasks import RUSSIAN_SUPERGLUE, get_task
 
 ANSWERED_BY_LABEL = [task for task in OFFICIAL if task != "rucos"]
 
 
 def load(root, task, split="train"):
-    return load_official(task, split, root)
+    return load_official(get_task(task), get_task(task).split(split), root)
 
 
 def refusal(root, task, split="train") -> UserError:
@@ -386,4 +387,4 @@ def test_the_hubs_layout_in_place_of_the_official_one_is_recognised(tmp_path):
 
 
 def test_every_task_has_its_directory():
-    assert list(DIRECTORIES) == list(OFFICIAL)
+    assert list(RUSSIAN_SUPERGLUE) == list(OFFICIAL)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.data.text import clean_entities, find_span, unwrap_csv_quotes, word_bounds
+from harness.tasks.spans import clean_entities, find_span, unwrap_csv_quotes, word_bounds
 
 TEXT = "Кот увидел мышь. Потом кот уснул, а «Серая мышь» убежала; Кот не знал."
 
