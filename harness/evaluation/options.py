@@ -1,35 +1,30 @@
-"""What a run is asked to do, and the refusal of what cannot work."""
+"""The options of the evaluating commands (run, sweep, predict), and the refusal of what cannot work."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
-from adapters.registry import BACKENDS, DTYPES, EXECUTIONS, parse_backend_args, pick_execution
-from harness.data import SPLITS
-from harness.errors import UserError, nearest_hint
+from harness.models.options import ModelOptions, check_choices, check_model_options, check_numbers
+from harness.tasks import SPLITS
 
 # Called with (what, total) when work starts; gives a function to call with the work just done.
 Progress = Callable[[str, int], Callable[[int], object]]
 
 
 @dataclass(frozen=True)
-class RunOptions:
-    """What the user asked for; see `rsg-harness run --help`."""
+class RunOptions(ModelOptions):
+    """The options of `rsg-harness run`; `rsg-harness run --help` describes them."""
 
-    model: str | None = None
-    backend: str = "torch"
-    backend_args: tuple[str, ...] = ()
-    execution: str = "auto"
-    dtype: str = "auto"
+    include_path: tuple[Path, ...] = ()
     data: str = "mini"
     tasks: tuple[str, ...] = ("rsg",)
     split: str = "validation"
     limit: int | None = None
     num_fewshot: int = 0
     prompt: str | None = None
-    apply_chat_template: str = "auto"
     batch_tokens: int | None = None
     seed: int = 1234
     output: Path | None = None
@@ -37,29 +32,45 @@ class RunOptions:
     command: str = "rsg-harness run"
 
 
-def check_options(options: RunOptions) -> None:
-    """Refuses what cannot work before anything is loaded.
+@dataclass(frozen=True)
+class SweepOptions(RunOptions):
+    """The options of `rsg-harness sweep`: those of the runs, whose backends are `backends`.
+
+    Attributes:
+        backends: Names, each with its arguments after colons: "mlx-q4:group_size=32". The first is the one that the
+            others are compared with.
+        output: The directories' common start; a backend's name follows.
+    """
+
+    backends: tuple[str, ...] = ("torch", "mlx-fp16", "mlx-q8", "mlx-q6", "mlx-q4", "mlx-q3")
+    command: str = "rsg-harness sweep"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions(ModelOptions):
+    """The options of `rsg-harness predict`.
+
+    Attributes:
+        task: The task's name.
+        fields: The question: field of the task -> text.
+    """
+
+    task: str
+    fields: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    include_path: tuple[Path, ...] = ()
+
+
+def check_run_options(options: RunOptions) -> None:
+    """Refuse options that cannot work, before anything is loaded.
 
     Raises:
-        UserError: says which option, and what it takes.
+        UserError: Names the option and what it takes.
     """
-    if options.backend not in BACKENDS:
-        raise UserError(f"unknown backend {options.backend!r}", nearest_hint(options.backend, BACKENDS, "backends"))
-    for name, value, known in (
-        ("--execution", options.execution, EXECUTIONS),
-        ("--dtype", options.dtype, DTYPES),
-        ("--split", options.split, SPLITS),
-        ("--apply-chat-template", options.apply_chat_template, ("auto", "on", "off")),
-    ):
-        if value not in known:
-            raise UserError(f"{name} {value!r} is unknown", nearest_hint(value, known, "it takes"))
-    for name, number, least in (
+    check_model_options(options)
+    check_choices(("--split", options.split, SPLITS))
+    check_numbers(
         ("--limit", options.limit, 1),
         ("--num-fewshot", options.num_fewshot, 0),
         ("--batch-tokens", options.batch_tokens, 1),
-    ):
-        if number is not None and number < least:
-            raise UserError(f"{name} {number} makes no sense", f"give {least} or more, or leave it out")
-    kind = BACKENDS[options.backend]
-    pick_execution(kind, options.execution)
-    parse_backend_args(kind, list(options.backend_args))
+        ("--seed", options.seed, 0),
+    )
