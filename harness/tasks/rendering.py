@@ -11,7 +11,6 @@ from harness.quiet import quiet_libraries
 from harness.tasks.prompts import GROUPS, TASK_DIR, ChosenTask
 from harness.tasks.registry import included_directories
 
-
 # In place of a data source where documents are rendered that no source holds: lm-eval wants one at hand.
 PLACEHOLDER = "placeholder"
 
@@ -45,22 +44,23 @@ def load_tasks(
             metadata={"data": data, "split": split, "limit": limit, "seed": seed, "num_fewshot": num_fewshot},
         )
         tasks = manager.load([task.file.full_name for task in chosen])["tasks"]
-        for task in chosen:
-            loaded = tasks[task.file.full_name]
-            _set_prompt(loaded, task)
+        others = [
+            _with_prompt(tasks[task.file.full_name], task) for task in chosen if task.prompt != task.file.prompts[0]
+        ]
+        if others:
+            tasks |= manager.load([{"group": "chosen", "task": others}])["tasks"]
+        for loaded in tasks.values():
             loaded.set_config("num_fewshot", num_fewshot)
             loaded.set_fewshot_seed(seed)
     return tasks
 
 
-def _set_prompt(loaded: Any, task: ChosenTask) -> None:
-    """Put the chosen prompt's keys in place of the default one's, which the file has merged into the task."""
+def _with_prompt(loaded: Any, task: ChosenTask) -> dict[str, Any]:
+    """Return what lm-eval loads to have the chosen prompt's keys in place of the default one's."""
     prompts = loaded.config.metadata["prompts"]  # as lm-eval read them, functions resolved
     default, chosen = prompts[task.file.prompts[0]], prompts[task.prompt]
-    for key in default.keys() - chosen.keys():
-        loaded.set_config(key, " " if key == "target_delimiter" else None)
-    for key, value in chosen.items():
-        loaded.set_config(key, value)
+    cleared = {key: " " if key == "target_delimiter" else None for key in default.keys() - chosen.keys()}
+    return {"task": task.file.full_name, **cleared, **chosen}
 
 
 def render_document(task: Any, doc: dict[str, Any], template: ChatTemplate) -> list[Instance]:
