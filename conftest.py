@@ -1,8 +1,18 @@
-"""`pytest --benchmark`: the latency benchmarks, which a plain `pytest` leaves out."""
+"""`pytest --benchmark`: the latency benchmarks, which a plain `pytest` leaves out.
+
+Everything else computes with one thread: the tests' models are too small for more, and runs that are compared bit by
+bit need the same number.
+"""
 
 from __future__ import annotations
 
+import os
+import sys
+
 import pytest
+
+if "--benchmark" not in sys.argv:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 
 _OPTION = "--benchmark"
 

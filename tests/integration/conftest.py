@@ -1,12 +1,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.integration.command import ONE_THREAD, RSG_HARNESS, Command
+from tests.integration.command import ONE_THREAD, Command, call_here, call_process
 from tests.integration.training import call, write_recipe
 from tests.tiny_gemma import make_tiny_gemma
 
@@ -26,20 +25,14 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def rsg_harness(tmp_path: Path, environment: dict[str, str]) -> Command:
-    """Runs the installed command in a directory of its own."""
+    """Runs the command in this process, in a directory of its own."""
+    return lambda *arguments: call_here(arguments, tmp_path, environment)
 
-    def call(*arguments: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [RSG_HARNESS, *map(str, arguments)],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=240,
-            **options,  # type: ignore[call-overload]
-        )
 
-    return call
+@pytest.fixture
+def rsg_process(tmp_path: Path, environment: dict[str, str]) -> Command:
+    """Runs the installed command in a process and a directory of its own."""
+    return lambda *arguments, **options: call_process(arguments, tmp_path, environment, **options)
 
 
 @pytest.fixture(scope="session")

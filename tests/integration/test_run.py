@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.command import ONE_THREAD, RSG_HARNESS, Command, heed_interrupts
+from tests.integration.command import ONE_THREAD, RSG_HARNESS, Command, call_here, heed_interrupts
 
 NINE = ("lidirus", "rcb", "parus", "muserc", "terra", "russe", "rwsd", "danetqa", "rucos")
 MANY_UNITS = ("--dtype", "float32", "--batch-tokens", "256")
@@ -38,14 +38,9 @@ def figures(directory: Path) -> dict[str, Any]:
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """An undisturbed run over all nine tasks."""
     directory = tmp_path_factory.mktemp("finished")
-    subprocess.run(
-        [RSG_HARNESS, "run", "--model", tiny_model, "--output", directory / "run", *MANY_UNITS],
-        cwd=directory,
-        env={**os.environ, **ONE_THREAD},
-        check=True,
-        capture_output=True,
-        timeout=240,
-    )
+    arguments = ["run", "--model", tiny_model, "--output", directory / "run", *MANY_UNITS]
+    done = call_here(arguments, directory, {**os.environ, **ONE_THREAD})
+    assert done.returncode == 0, done.stderr
     return directory / "run"
 
 
@@ -247,6 +242,7 @@ def test_mlx_weights_are_executed_by_torch_where_there_is_no_metal(
     assert "executed by torch" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_same_task_files_run_under_plain_lm_eval(
     tiny_model: Path, tmp_path: Path, environment: dict[str, str]
 ) -> None:

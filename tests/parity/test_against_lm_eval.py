@@ -17,11 +17,12 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from adapters.torch_backend import load_torch
-from harness.data import TASKS
 from harness.evaluation.language_model import PlannedModel
-from harness.models.resolve import embedded_version, resolve_model
+from harness.models.open import open_model
+from harness.models.options import ModelOptions
+from harness.models.resolve import embedded_version, find_model, provide
 from harness.quiet import quiet_libraries
+from harness.tasks import RUSSIAN_SUPERGLUE
 from harness.tasks.prompts import GROUPS, TASK_DIR
 from tests.tiny_gemma import make_tiny_gemma
 
@@ -110,7 +111,8 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def tiny_ours(tiny: Path, one_thread: None) -> PlannedModel:
-    return PlannedModel(load_torch("torch-cpu", tiny, device="cpu", dtype="float32"), batch_tokens=1024)
+    opened = open_model(ModelOptions(model=str(tiny), backend="torch-cpu", dtype="float32"))
+    return PlannedModel(opened, batch_tokens=1024)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +129,7 @@ def test_both_read_the_same_tokens(tiny_ours, tiny_theirs):
 
 @pytest.mark.parametrize("num_fewshot", [0, 2])
 def test_a_tiny_model_gives_the_log_probabilities_of_lm_eval_on_all_nine_tasks(tiny_ours, tiny_theirs, num_fewshot):
-    names = [f"rsg_{task}" for task in TASKS]
+    names = [f"rsg_{task}" for task in RUSSIAN_SUPERGLUE]
     ours = answered(tiny_ours, names, num_fewshot, "mini", limit=DOCUMENTS)
     theirs = answered(tiny_theirs, names, num_fewshot, "mini", limit=DOCUMENTS)
     difference = largest_difference(ours, theirs)
@@ -138,7 +140,7 @@ def test_a_tiny_model_gives_the_log_probabilities_of_lm_eval_on_all_nine_tasks(t
 
 @pytest.mark.parametrize("num_fewshot", [0, 2])
 def test_a_tiny_model_writes_the_texts_of_lm_eval_on_all_nine_tasks(tiny_ours, tiny_theirs, num_fewshot):
-    names = [f"rsg_gen_{task}" for task in TASKS]
+    names = [f"rsg_gen_{task}" for task in RUSSIAN_SUPERGLUE]
     ours = answered(tiny_ours, names, num_fewshot, "mini", limit=DOCUMENTS)
     theirs = answered(tiny_theirs, names, num_fewshot, "mini", limit=DOCUMENTS)
     assert [one.arguments for one in ours] == [one.arguments for one in theirs]
@@ -151,7 +153,7 @@ def test_a_tiny_model_writes_the_texts_of_lm_eval_on_all_nine_tasks(tiny_ours, t
 
 REAL_DOCUMENTS = 3
 CANDIDATES = 100  # documents of a task that the shortest are taken from
-REAL_TASKS = tuple(task for task in TASKS if task != "rucos")  # RuCoS passages are too long for a test
+REAL_TASKS = tuple(task for task in RUSSIAN_SUPERGLUE if task != "rucos")  # RuCoS passages are too long for a test
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +168,7 @@ def real_data() -> str:
 def real_model(real_data: str) -> Path:
     if embedded_version() is None:
         pytest.skip("the package of the embedded model is not installed")
-    return resolve_model("embedded").path
+    return provide(find_model("embedded")).path
 
 
 def short_documents(name: str, data: str) -> list[int]:
@@ -200,13 +202,14 @@ def plain_responses(model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]]
     return responses
 
 
+@pytest.mark.slow
 def test_the_real_model_agrees_on_real_documents(real_model, real_data):
     started = time.monotonic()
     names = [f"rsg_{task}" for task in REAL_TASKS]
     chosen = {name: short_documents(name, real_data) for name in names}
-    backend = load_torch("torch-cpu", real_model, device="cpu", dtype="float32")
-    ours = answered(PlannedModel(backend, backend.info.batch_tokens), names, 0, real_data, samples=chosen)
-    del backend
+    opened = open_model(ModelOptions(model="embedded", backend="torch-cpu", dtype="float32"))
+    ours = answered(PlannedModel(opened), names, 0, real_data, samples=chosen)
+    del opened
     assert len(ours) == REAL_DOCUMENTS * len(REAL_TASKS)
 
     model: Any = AutoModelForCausalLM.from_pretrained(real_model, dtype=torch.float32, attn_implementation="eager")
