@@ -1,4 +1,4 @@
-"""Generates continuations for many prompts: batches of like length under a token budget, each stored when done."""
+"""Generate continuations for many prompts, in batches of like length under a token budget, each stored when done."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def generate_all(
     on_progress: Callable[[int], object] | None = None,
     processes: Processes = ALONE,
 ) -> list[str]:
-    """The continuation of every job, in order.
+    """Return the continuation of every job, in order.
 
     Args:
-        batch_tokens: at most this many tokens in a batch, new ones and padding included.
-        store: keeps finished texts; a resumed run finds them there.
-        on_progress: called with the number of jobs just finished.
-        processes: that share the jobs; all must have the same ones.
+        batch_tokens: At most this many tokens in a batch, new ones and padding included.
+        store: Keeps finished texts; a resumed run finds them there.
+        on_progress: Called with the number of jobs just finished.
+        processes: Those that share the jobs; all must have the same ones.
 
     Raises:
-        OutOfMemory: not even one prompt fits.
+        OutOfMemory: Not even one prompt fits.
     """
     key = _fingerprint(jobs)
     texts = _together(store.texts(key) if store else {}, processes)
@@ -59,7 +59,7 @@ def generate_all(
 
 
 def _together(texts: dict[int, str], processes: Processes) -> dict[int, str]:
-    """What all processes hold."""
+    """Return what all processes hold together."""
     if processes.size == 1:
         return texts
     return {int(index): text for found in processes.gather(texts) for index, text in found.items()}
@@ -76,7 +76,7 @@ def _generate_halving(backend: Backend, jobs: Sequence[GenerationJob]) -> list[s
 
 
 def _batches(jobs: Sequence[GenerationJob], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices of jobs with the same settings and like length, the longest first."""
+    """Yield indices of jobs with the same settings and like length, the longest first."""
     order = sorted(range(len(jobs)), key=lambda index: (repr(jobs[index].sampling), -len(jobs[index].prompt)))
     batch: list[int] = []
     for index in order:

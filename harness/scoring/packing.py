@@ -1,4 +1,4 @@
-"""Sequences that share prefixes to one packed sequence: every shared prefix once, branches one after the other.
+"""Pack sequences that share prefixes into one: every shared prefix once, branches one after the other.
 
 A MuSeRC paragraph with its questions and answers, or a RuCoS passage with its entities, is computed as one row: a token
 sees only the tokens on its own branch, and has the position that it has in its own sequence. So hidden states are those
@@ -23,14 +23,14 @@ class PackedSequence:
     Attributes:
         tokens: int32 [n].
         positions: int32 [n], place of the token in its own sequence.
-        until: int32 [n], end of the token's subtree: token j is seen by the tokens i with j <= i < until[j].
+        subtree_end: int32 [n]; token j is seen by the tokens i with j <= i < subtree_end[j].
         predictions: int32 [m, 3], (index into `tokens` that predicts, token predicted, sequence).
         sequences: how many were packed.
     """
 
     tokens: np.ndarray
     positions: np.ndarray
-    until: np.ndarray
+    subtree_end: np.ndarray
     predictions: np.ndarray
     sequences: int
 
@@ -39,21 +39,21 @@ class PackedSequence:
 
 
 def pack(sequences: Sequence[ScoredSequence]) -> PackedSequence:
-    """Packs the inputs of the sequences, and says where each of their continuation tokens is predicted."""
+    """Pack the inputs of the sequences, and note where each of their continuation tokens is predicted."""
     tokens: list[int] = []
     positions: list[int] = []
-    until: list[int] = []
+    subtree_end: list[int] = []
     predictions: list[tuple[int, int, int]] = []
 
     def add(node: PrefixNode) -> None:
         start = len(tokens)
         tokens.extend(node.tokens[node.start : node.end])
         positions.extend(range(node.start, node.end))
-        until.extend([0] * (node.end - node.start))
+        subtree_end.extend([0] * (node.end - node.start))
         predictions.extend((start + depth - node.start, token, index) for depth, token, index in node.predictions)
         for child in node.children:
             add(child)
-        until[start : start + node.end - node.start] = [len(tokens)] * (node.end - node.start)
+        subtree_end[start : start + node.end - node.start] = [len(tokens)] * (node.end - node.start)
 
     add(prefix_tree(sequences))
     # By sequence, and within it in the order of the text.
@@ -61,7 +61,7 @@ def pack(sequences: Sequence[ScoredSequence]) -> PackedSequence:
     return PackedSequence(
         np.array(tokens, dtype=np.int32),
         np.array(positions, dtype=np.int32),
-        np.array(until, dtype=np.int32),
+        np.array(subtree_end, dtype=np.int32),
         np.array(predictions, dtype=np.int32).reshape(-1, 3),
         len(sequences),
     )
@@ -76,30 +76,30 @@ class PackedBatch:
 
     tokens: np.ndarray
     positions: np.ndarray
-    until: np.ndarray
+    subtree_end: np.ndarray
 
     def mask(self, window: int | None = None) -> np.ndarray:
-        """Who sees whom: bool [rows, 1, longest, longest], True where the query (second last axis) sees the key.
+        """Return who sees whom: bool [rows, 1, longest, longest], True where the query (second last axis) sees the key.
 
         Args:
             window: a token sees only this many positions, its own included; None: all before it.
         """
         index = np.arange(self.tokens.shape[1])
-        seen = (index[None, None, :] <= index[None, :, None]) & (index[None, :, None] < self.until[:, None, :])
+        seen = (index[None, None, :] <= index[None, :, None]) & (index[None, :, None] < self.subtree_end[:, None, :])
         if window is not None:
             seen &= self.positions[:, :, None] - self.positions[:, None, :] < window
         return seen[:, None]
 
 
 def stack(packed: Sequence[PackedSequence]) -> PackedBatch:
-    """A batch of one or more packed sequences."""
+    """Put one or more packed sequences in a batch."""
     longest = max(map(len, packed))
     index = np.arange(longest)
     tokens = np.zeros((len(packed), longest), dtype=np.int64)
     positions = np.zeros_like(tokens)
-    until = np.repeat(index[None] + 1, len(packed), axis=0)
+    subtree_end = np.repeat(index[None] + 1, len(packed), axis=0)
     for row, one in enumerate(packed):
         tokens[row, : len(one)] = one.tokens
         positions[row, : len(one)] = one.positions
-        until[row, : len(one)] = one.until
-    return PackedBatch(tokens, positions, until)
+        subtree_end[row, : len(one)] = one.subtree_end
+    return PackedBatch(tokens, positions, subtree_end)

@@ -1,7 +1,7 @@
 """Token sequences to a plan: which prefixes are computed once, which rows go into which batch.
 
 Pure Python on integers; no tensor library. The plan depends only on the sequences and the token budget, so a resumed
-run makes the same plan, and skips the units that are already scored.
+run makes the same plan and skips the units that are already scored.
 
 A prefix tree holds what the model reads of every sequence. A node of the tree becomes a *cut* where computing its
 prefix once saves enough tokens; everything below is computed in rows that follow the cut's key-value cache.
@@ -58,7 +58,7 @@ class Cut:
     cuts: list[Cut] = field(default_factory=list)
 
     def units(self) -> Iterator[Unit]:
-        """All units of this cut and below, in the order of execution."""
+        """Yield all units of this cut and below, in the order of execution."""
         if self.unit is not None:
             yield self.unit
         yield from self.batches
@@ -96,11 +96,11 @@ class PrefixNode:
 
 
 def make_plan(sequences: Sequence[ScoredSequence], batch_tokens: int) -> Plan:
-    """The plan for scoring all sequences.
+    """Plan the scoring of all sequences.
 
     Args:
-        sequences: from `encode_pairs`.
-        batch_tokens: at most this many tokens in a batch, padding included (a longer row goes alone).
+        sequences: From `encode_pairs`.
+        batch_tokens: At most this many tokens in a batch, padding included (a longer row goes alone).
     """
     tree = prefix_tree(sequences)
     root = _cut(tree, batch_tokens)
@@ -109,7 +109,7 @@ def make_plan(sequences: Sequence[ScoredSequence], batch_tokens: int) -> Plan:
 
 
 def prefix_tree(sequences: Sequence[ScoredSequence]) -> PrefixNode:
-    """Builds the tree from sorted sequences: each shares its longest prefix with the one before it."""
+    """Build the tree from sorted sequences: each shares its longest prefix with the one before it."""
     root = PrefixNode((), 0, 0)
     path = [root]
     for index in sorted(range(len(sequences)), key=lambda i: sequences[i].tokens):
@@ -143,7 +143,7 @@ def _common_length(a: tuple[int, ...], b: tuple[int, ...], limit: int) -> int:
 
 
 def _split(node: PrefixNode, depth: int) -> None:
-    """Cuts the node's segment at `depth`; the lower part becomes its only child."""
+    """Cut the node's segment at `depth`; the lower part becomes its only child."""
     lower = PrefixNode(node.tokens, depth, node.end, node.children, [p for p in node.predictions if p[0] >= depth])
     node.predictions = [p for p in node.predictions if p[0] < depth]
     node.children = [lower]
@@ -178,7 +178,7 @@ class _Row:
 
 
 def _cut(node: PrefixNode, batch_tokens: int, base: int = 0) -> Cut:
-    """Makes `node` a cut: its prefix (tokens after depth `base`) is computed once."""
+    """Make `node` a cut: its prefix (tokens after depth `base`) is computed once."""
     unit = None
     if node.end > base:
         unit = _unit([_Row(node.tokens[base : node.end], node.predictions)], base)
@@ -198,7 +198,7 @@ def _collect(
     rows: list[_Row],
     cut: Cut,
 ) -> None:
-    """Turns the subtree below a cut into rows, or into further cuts where that saves enough.
+    """Turn the subtree below a cut into rows, or into further cuts where that saves enough.
 
     `carried`: predictions of the nodes between the cut and this one that no row makes yet; the first row to pass makes
     them, the others only read the same tokens.
@@ -216,7 +216,7 @@ def _collect(
 
 
 def _batches(rows: list[_Row], prefix_length: int, batch_tokens: int) -> Iterator[list[_Row]]:
-    """Rows of like length together, the longest first, so that a lack of memory shows at once."""
+    """Batch rows of like length, the longest first, so that a lack of memory shows at once."""
     prefix_budget = batch_tokens * PREFIX_TOKENS_PER_BATCH_TOKEN
     batch: list[_Row] = []
     padding = 0
@@ -247,7 +247,7 @@ def _unit(rows: list[_Row], base: int) -> Unit:
 
 
 def _number(root: Cut) -> None:
-    """Numbers the units in the order of execution."""
+    """Number the units in the order of execution."""
     count = 0
 
     def numbered(unit: Unit) -> Unit:
@@ -265,7 +265,7 @@ def _number(root: Cut) -> None:
 
 
 def share_units(root: Cut, size: int, done: Collection[int]) -> list[set[int]]:
-    """Shares the units that are not done among processes, balanced by tokens, prefix groups together.
+    """Share the units that are not done among processes, balanced by tokens, prefix groups together.
 
     A cut goes to one process as a whole, unless it is more than a fair share: then what follows its prefix is shared,
     and each process computes the prefix for itself.

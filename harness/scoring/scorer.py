@@ -1,4 +1,4 @@
-"""Carries a plan out on a backend: prefills the cuts, runs the batches, projects, stores, sums up.
+"""Carry out a plan on a backend: prefill the cuts, run the batches, project, store, sum up.
 
 Hidden states of many units are projected to the vocabulary together, since reading the 262,144-row matrix costs the
 same for one position as for hundreds.
@@ -25,7 +25,7 @@ POSITIONS_PER_BLOCK = 384
 TOKENS_PER_BLOCK = 16_384
 
 
-# (hidden [n, hidden size], sources [m], tokens [m]) -> (scores [m], flags [m]); see `Backend.project`.
+# (hidden [n, hidden size], sources [m], tokens [m]) -> (scores [m], flags [m]), as `Backend.project` does.
 Projection = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 # Log-probabilities (float64) and greedy flags (bool) of a unit's predictions, in order.
 Scored = tuple[np.ndarray, np.ndarray]
@@ -61,7 +61,7 @@ class NotFinite(Exception):
 
 
 def plan_fingerprint(plan: Plan) -> str:
-    """SHA-256 over every token of the plan, so that a stored score belongs to exactly this work."""
+    """Return the SHA-256 over every token of the plan, so that a stored score belongs to exactly this work."""
     digest = hashlib.sha256()
     for unit in plan.root.units():
         for row in unit.rows:
@@ -91,9 +91,9 @@ class Scorer:
     """Scores a plan on a backend.
 
     Args:
-        backend: the loaded model.
-        store: where finished units are kept and looked up; None keeps nothing.
-        processes: that share every plan; all must score the same ones.
+        backend: The loaded model.
+        store: Where finished units are kept and looked up; None keeps nothing.
+        processes: Those that share every plan; all must score the same ones.
     """
 
     def __init__(self, backend: Backend, store: ProgressStore | None = None, processes: Processes = ALONE) -> None:
@@ -109,17 +109,17 @@ class Scorer:
         on_progress: Callable[[int], object] = lambda tokens: None,
         project: Projection | None = None,
     ) -> list[Score]:
-        """A score for every sequence of the plan, in order.
+        """Return a score for every sequence of the plan, in order.
 
         Args:
-            plan: made of `sequences`.
-            sequences: what to score.
-            on_progress: called with the number of tokens just finished (computed, or found in the store).
-            project: scores predictions in place of `Backend.project`: task heads, whose rows then stand as tokens.
+            plan: Made from `sequences`.
+            sequences: What to score.
+            on_progress: Called with the number of tokens just finished (computed, or found in the store).
+            project: Scores predictions instead of `Backend.project`: task heads, whose rows then stand for tokens.
 
         Raises:
-            NotFinite: the model gave NaN; what was scored before is stored.
-            OutOfMemory: not even a single row fits, or the projection does not.
+            NotFinite: The model gave NaN; what was scored before is stored.
+            OutOfMemory: Not even a single row fits, or the projection does not.
         """
         key = plan_fingerprint(plan)
         done = self._together(self._store.scored_units(key) if self._store else {})
@@ -139,7 +139,7 @@ class Scorer:
         return _sum_up(plan, done | self._together(self._scored), sequences)
 
     def _together(self, scored: Mapping[int, Scored]) -> dict[int, Scored]:
-        """What all processes hold."""
+        """Return what all processes hold together."""
         if self._processes.size == 1:
             return dict(scored)
         lists = {unit: (logprobs.tolist(), greedy.tolist()) for unit, (logprobs, greedy) in scored.items()}
@@ -150,7 +150,7 @@ class Scorer:
         }
 
     def _walk(self, cut: Cut, before: Prefix | None, done: Collection[int]) -> None:
-        """Carries out a cut: its prefix first, then its batches, then the cuts below it, but for units in `done`."""
+        """Carry out a cut: its prefix first, then its batches, then the cuts below it, but for units in `done`."""
         if all(unit.number in done for unit in cut.units()):
             return
         prefix = before
@@ -168,7 +168,7 @@ class Scorer:
             self._walk(below, prefix, done)
 
     def _compute(self, unit: Unit, prefix: Prefix | None, keep: bool) -> tuple[np.ndarray, np.ndarray, Prefix | None]:
-        """Hidden states of a unit's predicted positions, and for each prediction the index of its hidden state."""
+        """Return the hidden states of a unit's predicted positions, and for each prediction the index of its state."""
         wanted: list[dict[int, int]] = [{} for _ in unit.rows]
         for prediction in unit.predictions:
             wanted[prediction.row].setdefault(prediction.position, 0)
@@ -214,7 +214,7 @@ class Scorer:
             self._flush()
 
     def _flush(self) -> None:
-        """Projects and stores the block."""
+        """Project and store the block."""
         block, self._block = self._block, _Block()
         if not block.units:
             return

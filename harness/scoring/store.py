@@ -64,7 +64,7 @@ class ProgressStore:
         return float(rows[0][0]) if rows else 0.0
 
     def scored_units(self, plan: str) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-        """Return unit number -> (float64 log-probabilities, bool greedy flags), in the order of the unit's predictions."""
+        """Return unit number -> (float64 log-probabilities, bool greedy flags), in the order of its predictions."""
         rows = self._read("SELECT unit, logprobs, greedy FROM scores WHERE plan = ?", plan)
         return {unit: (np.frombuffer(logprobs), np.frombuffer(greedy, dtype=bool)) for unit, logprobs, greedy in rows}
 
