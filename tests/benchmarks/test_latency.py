@@ -24,10 +24,13 @@ from adapters.base import Sampling
 from adapters.registry import BACKENDS, pick_execution
 from harness.data import cached_split
 from harness.errors import UserError
-from harness.evaluation.predict import FIELDS, Predictor
+from harness.evaluation.predict import Predictor
 from harness.evaluation.summary import model_record
+from harness.models.open import open_model
+from harness.models.options import ModelOptions
 from harness.records import provenance
 from harness.records.latency import Generation, LatencyRecord, QuestionLatency, Throughput, write_latency
+from harness.tasks import get_task
 
 pytestmark = pytest.mark.latency
 
@@ -42,7 +45,7 @@ PROMPT = (
 
 def questions(task: str, split: str = "validation") -> list[tuple[str, dict[str, Any]]]:
     rows = [document.row() for document in cached_split(task, split, "mini").documents]
-    return [(task, {name: row[name] for name in FIELDS[task]}) for row in rows]
+    return [(task, {field.name: row[field.name] for field in get_task(task).fields}) for row in rows]
 
 
 # What the backend's own process does.
@@ -53,7 +56,7 @@ _predictor: Predictor
 def load(model: str | None, backend: str) -> float:
     global _predictor
     started = time.monotonic()
-    _predictor = Predictor(model, backend)
+    _predictor = Predictor(open_model(ModelOptions(model=model, backend=backend)))
     return time.monotonic() - started
 
 
@@ -66,18 +69,18 @@ def set_batch_tokens(tokens: int) -> None:
 
 
 def generate(new_tokens: int) -> int:
-    """Continues the prompt. Gives the number of tokens made: fewer than asked for where the text ended."""
-    tokenizer = _predictor.backend.tokenizer
-    [text] = _predictor.backend.generate([tokenizer(PROMPT).input_ids], Sampling(new_tokens))
+    """Continue the prompt and return the number of tokens made: fewer than asked for where the text ended."""
+    tokenizer = _predictor.opened.tokenizer
+    [text] = _predictor.opened.backend.generate([tokenizer(PROMPT).input_ids], Sampling(new_tokens))
     return min(new_tokens, len(tokenizer(text, add_special_tokens=False).input_ids))
 
 
 def prompt_tokens(texts: list[str]) -> list[int]:
-    return [len(_predictor.backend.tokenizer(text).input_ids) for text in texts]
+    return [len(_predictor.opened.tokenizer(text).input_ids) for text in texts]
 
 
 def describe() -> dict[str, Any]:
-    info, model = _predictor.backend.info, _predictor.model
+    info, model = _predictor.opened.backend.info, _predictor.opened.local
     return {
         "model": model_record(model, info),
         "backend": info.name,
@@ -88,7 +91,7 @@ def describe() -> dict[str, Any]:
 
 
 def peak_bytes() -> tuple[int, str]:
-    return provenance.peak_memory(_predictor.backend)
+    return provenance.peak_memory(_predictor.opened.backend)
 
 
 # What times it.
@@ -146,7 +149,7 @@ def served(request: pytest.FixtureRequest) -> Iterator[Served]:
     name = request.param
     kind = BACKENDS[name]
     if kind.family == "mlx" and pick_execution(kind, "auto") == "torch":
-        pytest.skip(f"{name}: MLX has no GPU here, and PyTorch's time in its place would tell nothing")
+        pytest.skip(f"{name}: MLX has no GPU here, and PyTorch's time instead would say nothing")
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as worker:
         try:
             seconds = worker.submit(load, option("--benchmark-model"), name).result()
