@@ -1,7 +1,7 @@
-"""Several processes that share one run: who this one is, and what all of them found; and work done in one of its own.
+"""Processes that share one run, and work that is done in a process of its own.
 
-`accelerate launch` and `torchrun` start processes that talk through torch.distributed, `mlx.launch` ones that talk
-through mx.distributed. What crosses is JSON in arrays of bytes: floats keep every bit, and nothing is unpickled.
+Processes of `accelerate launch` and `torchrun` talk through torch.distributed, those of `mlx.launch` through
+mx.distributed. They exchange JSON in arrays of bytes: floats keep every bit, and nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from typing import Any, TypeVar
 import numpy as np
 
 from harness.errors import UserError
+from harness.progress import output_is_shown, show_output
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among `size`. `by`: "torch", "mlx", or None where it is alone."""
+    """The rank of this process among `size` processes. `by`: "torch", "mlx", or None where it is alone."""
 
     rank: int = 0
     size: int = 1
@@ -33,10 +34,15 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
+        """Whether this process has rank 0, which writes what all of them share."""
         return self.rank == 0
 
     def gather(self, value: Any) -> list[Any]:
-        """Every process's value, which JSON can hold, in the order of the processes. All must call it."""
+        """Return every process's value, in the order of their ranks. All processes must call it.
+
+        Args:
+            value: Anything that JSON can hold.
+        """
         if self.size == 1:
             return [value]
         content = np.frombuffer(json.dumps(value).encode(), dtype=np.uint8)
@@ -46,16 +52,20 @@ class Processes:
         rows = self._gather_array(padded).reshape(self.size, -1)
         return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
 
-    def from_first(self, make: Callable[[], Any]) -> Any:
-        """What the first process makes, which JSON can hold; the others wait for it. All must call it."""
+    def broadcast(self, make: Callable[[], Any]) -> Any:
+        """Return what the first process makes; the others wait for it. All processes must call it.
+
+        Args:
+            make: Called in the first process only; returns anything that JSON can hold.
+        """
         return self.gather(make() if self.is_first else None)[0]
 
-    def wait(self) -> None:
-        """Until all processes are here."""
+    def barrier(self) -> None:
+        """Wait until all processes have called it."""
         self.gather(None)
 
     def _gather_array(self, array: np.ndarray) -> np.ndarray:
-        """The processes' arrays of one shape, one after the other."""
+        """Return the processes' arrays, which have one shape, concatenated."""
         if self.by == "mlx":
             import mlx.core as mx
 
@@ -73,14 +83,14 @@ ALONE = Processes()
 
 @functools.cache
 def started_processes() -> Processes:
-    """The processes that a launcher started this one among; alone where none did."""
+    """Return the processes that a launcher started together with this one; `ALONE` where none did."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         import torch
         from torch import distributed
 
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-        # Only results cross, so gloo does on every device.
+        # Only results are exchanged, so gloo is enough on every device.
         distributed.init_process_group("gloo")
         return Processes(distributed.get_rank(), distributed.get_world_size(), "torch")
     if "MLX_RANK" in os.environ:
@@ -91,14 +101,15 @@ def started_processes() -> Processes:
     return ALONE
 
 
-def run_apart(work: Callable[..., Result], *arguments: Any) -> Result:
-    """What the work gives, done in a process of its own, whose memory does not count as this one's.
+def run_in_subprocess(work: Callable[..., Result], *arguments: Any) -> Result:
+    """Return `work(*arguments)`, called in a new process, whose memory does not count as this one's.
 
     Raises:
-        UserError: the process was killed, which out of memory is the usual reason for.
-        Exception: what the work raises.
+        UserError: The process was killed, usually because memory ran out.
+        Exception: What `work` raises.
     """
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, initializer=show_output, initargs=(output_is_shown(),)) as process:
         try:
             return process.submit(work, *arguments).result()
         except BrokenProcessPool as error:

@@ -1,18 +1,21 @@
 """What a person sees while work goes on: log lines and progress bars, both on stderr.
 
-Modules log words through `logging.getLogger(__name__)` and count work with `bar`. Neither shows anything until
-`show_output` is called, as the command line does.
+Modules log words through `logging.getLogger(__name__)` and count work with `Bar`. Neither shows anything until
+`show_output` is called; the command line does, within `restored_output`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
 _shown = False
+_library_bars_hidden = False
 
 
 class Bar:
@@ -53,9 +56,11 @@ class Bar:
 
 def show_output(shown: bool = True) -> None:
     """Show log lines and bars in this process, or hide them (processes after the first of a launcher)."""
-    global _shown
+    global _shown, _library_bars_hidden
     # Other libraries read this when they first import tqdm; their bars would overwrite ours.
-    os.environ.setdefault("TQDM_DISABLE", "1")
+    if "TQDM_DISABLE" not in os.environ:
+        os.environ["TQDM_DISABLE"] = "1"
+        _library_bars_hidden = True
     _shown = shown
     root = logging.getLogger("harness")
     root.handlers[:] = [handler for handler in root.handlers if not isinstance(handler, _StderrHandler)]
@@ -63,6 +68,25 @@ def show_output(shown: bool = True) -> None:
         root.addHandler(_StderrHandler())
     root.setLevel(logging.INFO if shown else logging.ERROR)
     root.propagate = not shown
+
+
+def show_library_bars() -> None:
+    """Let other libraries show their bars, unless the user has hidden them. Has no effect once tqdm is imported."""
+    if _library_bars_hidden:
+        os.environ.pop("TQDM_DISABLE", None)
+
+
+@contextlib.contextmanager
+def restored_output() -> Iterator[None]:
+    """Show or hide what you like while the block runs; then restore what was shown before."""
+    global _shown
+    root = logging.getLogger("harness")
+    shown, handlers, level, propagate = _shown, root.handlers[:], root.level, root.propagate
+    try:
+        yield
+    finally:
+        _shown, root.handlers[:], root.propagate = shown, handlers, propagate
+        root.setLevel(level)
 
 
 def output_is_shown() -> bool:

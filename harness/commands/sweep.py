@@ -1,0 +1,41 @@
+"""`rsg-harness sweep`: evaluate a model on several backends."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from harness.commands.arguments import add_evaluation, add_model, names, path
+
+HELP = "evaluate a model on several backends and compare them with the first"
+DESCRIPTION = "Run one evaluation on several backends and print a table: what each costs in quality, memory and time."
+INTERRUPTED = "interrupted; what was scored is kept, continue with --resume and the same --output"
+RECORDS_COMMAND = True
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    model = parser.add_argument_group("model")
+    add_model(model)
+    model.add_argument(
+        "--backends",
+        type=names,
+        metavar="NAMES",
+        help="comma-separated, with arguments after colons: mlx-q4:group_size=32 "
+        "(default: torch,mlx-fp16,mlx-q8,mlx-q6,mlx-q4,mlx-q3)",
+    )
+    work = add_evaluation(parser)
+    work.add_argument(
+        "--output", type=path, metavar="PREFIX", help="PREFIX-BACKEND; default: results/runs/DATE-MODEL-BACKEND"
+    )
+    work.add_argument("--resume", action="store_true", help="continue the unfinished sweep to --output")
+
+
+def call(arguments: dict[str, Any]) -> None:
+    """Evaluate on every backend, and print a row each."""
+    from harness.evaluation.options import SweepOptions
+    from harness.evaluation.sweep import sweep, sweep_table
+
+    rows = sweep(SweepOptions(**arguments))
+    if rows:
+        print(sweep_table(rows))
