@@ -1,1 +1,1 @@
-"""A teacher's answers, from any OpenAI-compatible server, kept line by line for the training of a smaller model."""
+"""A teacher's answers, from any OpenAI-compatible server, kept line by line to train a smaller model on."""

@@ -1,9 +1,9 @@
-"""The teacher: any server that speaks OpenAI's chat or completions API.
+"""The connection to the teacher: any server that speaks OpenAI's chat or completions API.
 
-The openai package sends, waits and tries again; what comes back is read here, since the three servers that matter give
-log-probabilities in shapes of their own. As documented, vLLM gives OpenAI's two shapes and llama.cpp the chat shape to
-both (neither was run here); mlx_lm.server (0.32, tried) gives the chat shape to both, takes at most 11 tokens
-a position, asks for `"logprobs": true` in both, and names tokens as its vocabulary spells them ("▁да", "ĠÐ´Ð°").
+The openai package sends, waits and retries. Replies are parsed here, because the servers differ in the shape of their
+log-probabilities. According to their documentation, vLLM uses OpenAI's two shapes and llama.cpp the chat shape for both
+APIs (neither was tried). mlx_lm.server (tried: 0.32) uses the chat shape for both, gives at most 11 tokens a position,
+wants `"logprobs": true` in both, and spells tokens as its vocabulary does ("▁да", "ĠÐ´Ð°").
 """
 
 from __future__ import annotations
@@ -26,16 +26,20 @@ except ImportError as error:
 
 Api = Literal["chat", "completions"]
 
-# Waits of 0.5 to 8 seconds, doubling: about 40 in all. A server's own Retry-After is kept to, up to two minutes.
+# The waits double from 0.5 to 8 seconds: about 40 seconds in all. A Retry-After header of up to two minutes is obeyed.
 _RETRIES = 8
-# An answer that is no JSON comes from something in between; it may pass.
+# An answer that is no JSON comes from a proxy in between, and the next may be right.
 _UNREADABLE_RETRIES = 2
 _LONGEST_MESSAGE = 200
-_NOT_SO = (400, 422)  # a parameter that the server does not take
+_BAD_PARAMETER = (400, 422)  # statuses for a parameter that the server does not take
 
 
 class TeacherFailure(Exception):
-    """One question got no answer after all retries; the next may. `status` is the server's, None where it gave none."""
+    """One question got no answer after all retries; the next one may get one.
+
+    Attributes:
+        status: The server's HTTP status; None where it gave none.
+    """
 
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
@@ -44,7 +48,7 @@ class TeacherFailure(Exception):
 
 @dataclass(frozen=True)
 class Position:
-    """One position of an answer: the token that stands there, and log-probabilities of the likeliest ones."""
+    """One position of an answer: the generated token, and the log-probabilities of the likeliest tokens."""
 
     token: str
     top: tuple[tuple[str, float], ...]
@@ -55,11 +59,11 @@ class Reply:
     """One answer of the teacher.
 
     Attributes:
-        text: without surrounding space.
-        cut: it ended at max_tokens.
-        declined: the server says that the teacher would not answer.
-        positions: log-probabilities, empty where the server gives none.
-        usage: tokens, as the server counted.
+        text: Without surrounding space.
+        cut: Whether it ended at max_tokens.
+        declined: Whether the server says that the teacher refused to answer.
+        positions: The log-probabilities; empty where the server gives none.
+        usage: Tokens as the server counted them.
     """
 
     text: str
@@ -71,14 +75,14 @@ class Reply:
 
 @dataclass(frozen=True)
 class LogprobRequest:
-    """One way to ask for log-probabilities: the parameters, and how many tokens a position."""
+    """One way to ask for log-probabilities: the parameters, and the number of tokens at a position."""
 
     parameters: dict[str, Any]
     top: int
 
 
 _NO_LOGPROBS = LogprobRequest({}, 0)
-# Tried in turn until the server takes one: what the API allows, then what less generous servers do.
+# Tried in turn until the server takes one: the API's maximum first, then the limits of stricter servers.
 LOGPROB_REQUESTS: Mapping[Api, tuple[LogprobRequest, ...]] = {
     "chat": (
         LogprobRequest({"logprobs": True, "top_logprobs": 20}, 20),
@@ -100,11 +104,11 @@ class Teacher:
 
     Args:
         endpoint: http://HOST/v1.
-        name: of the model there.
-        api: which of the two to ask.
-        key: of the API; None where the server wants none.
-        timeout: seconds for one answer.
-        connections: that may be open at once.
+        name: Name of the model on the server.
+        api: The API to use.
+        key: The API key; None where the server wants none.
+        timeout: Seconds for one answer.
+        connections: The most that may be open at once.
     """
 
     def __init__(self, endpoint: str, name: str, api: Api, key: str | None, timeout: float, connections: int) -> None:
@@ -127,10 +131,10 @@ class Teacher:
         await self._client.close()
 
     async def model_names(self) -> list[str]:
-        """The models that the server lists; empty where it lists none.
+        """Return the models that the server lists; empty where it lists none.
 
         Raises:
-            UserError: nothing answers there, or the key is refused.
+            UserError: Nothing answers at the endpoint, or the key is refused.
         """
         try:
             response = await self._client.with_options(max_retries=1).get("/models", cast_to=httpx2.Response)
@@ -138,7 +142,8 @@ class Teacher:
         except openai.APIConnectionError as error:
             reason = "no answer in time" if isinstance(error, openai.APITimeoutError) else _cause(error)
             raise UserError(
-                f"cannot reach {self._endpoint}: {reason}", "start the server, or mend --endpoint (http://HOST:PORT/v1)"
+                f"cannot reach {self._endpoint}: {reason}",
+                "start the server, or correct --endpoint (http://HOST:PORT/v1)",
             ) from error
         except openai.APIStatusError as error:
             if error.status_code in (401, 403):
@@ -148,17 +153,17 @@ class Teacher:
             return []
 
     async def pick_logprobs(self, prompt: str, wanted: bool) -> LogprobRequest:
-        """Asks one question for one token, to learn whether the model is there and what it tells of probabilities.
+        """Ask for one token, to learn whether the model is there and which log-probabilities the server gives.
 
         Raises:
-            UserError: the server does not answer it in any way.
+            UserError: The server answers none of the requests.
         """
         tried = LOGPROB_REQUESTS[self._api] if wanted else (_NO_LOGPROBS,)
         for request in tried:
             try:
                 reply = await self.ask(prompt, temperature=0.0, max_tokens=1, seed=0, logprobs=request)
             except TeacherFailure as failure:
-                if failure.status in _NOT_SO and request is not tried[-1]:
+                if failure.status in _BAD_PARAMETER and request is not tried[-1]:
                     continue
                 raise UserError(f"{self._endpoint}: {failure}", "see the server's log; try --api completions") from None
             if reply.positions:
@@ -168,11 +173,11 @@ class Teacher:
     async def ask(
         self, prompt: str, *, temperature: float, max_tokens: int, seed: int, logprobs: LogprobRequest = _NO_LOGPROBS
     ) -> Reply:
-        """One answer.
+        """Return one answer.
 
         Raises:
-            TeacherFailure: none after all retries.
-            UserError: none that this server will ever give: the key or the model is wrong.
+            TeacherFailure: There is none after all retries.
+            UserError: The key or the model is wrong, so the server will never answer.
         """
         body: dict[str, Any] = {
             "model": self.name,
@@ -218,11 +223,11 @@ class Teacher:
 
     async def _no_model(self, error: openai.APIStatusError) -> UserError:
         names = await self.model_names()
-        hint = nearest_hint(self.name, names, "its models") if names else "mend --teacher or --endpoint"
+        hint = nearest_hint(self.name, names, "its models") if names else "correct --teacher or --endpoint"
         return UserError(f"{self._endpoint} has no model {self.name!r}: {self._message(error)}", hint)
 
     def _message(self, error: openai.APIStatusError) -> str:
-        """What the server says, in one short line and without the key, which some repeat."""
+        """Return the server's message on one short line, without the key, which some servers repeat."""
         text = error.response.text
         try:
             found = json.loads(text)
@@ -237,12 +242,12 @@ class Teacher:
 
 
 def _cause(error: Exception) -> str:
-    """What lies behind the library's "Connection error."."""
+    """Return what is behind the library's "Connection error."."""
     return " ".join(str(error.__cause__ or error).split()) or type(error.__cause__ or error).__name__
 
 
 class _Lenient(BaseModel):
-    """What is read of an answer; servers add fields of their own."""
+    """A part of an answer; fields that servers add are ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -259,7 +264,7 @@ class _Content(_Lenient):
 
 class _Logprobs(_Lenient):
     content: list[_Content] | None = None  # the chat shape
-    tokens: list[str] | None = None  # the completions shape, with the next
+    tokens: list[str] | None = None  # the completions shape: this field and the next
     top_logprobs: list[dict[str, float] | None] | None = None
 
 
@@ -291,10 +296,10 @@ class _Answer(_Lenient):
 
 
 def read_reply(content: bytes) -> Reply:
-    """Reads an answer of either API.
+    """Parse an answer of either API.
 
     Raises:
-        ValidationError: it is no JSON, or none of an answer's.
+        ValidationError: It is no JSON, or not an answer's.
     """
     answer = _Answer.model_validate_json(content)
     choice = answer.choices[0]
@@ -323,7 +328,7 @@ def _positions(logprobs: _Logprobs) -> tuple[Position, ...]:
 
 
 def _byte_letters() -> dict[str, int]:
-    """The letters by which byte-level vocabularies write bytes (GPT-2's, taken over by most of them)."""
+    """Return letter -> byte, as byte-level vocabularies spell bytes (GPT-2's table, which most others use)."""
     shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     hidden = [byte for byte in range(256) if byte not in shown]
     return {
@@ -336,7 +341,7 @@ _BYTE_LETTERS = _byte_letters()
 
 
 def plain_text(token: str) -> str:
-    """A token as text, where the server gives it as the vocabulary spells it ("▁да", "ĠÐ´Ð°")."""
+    """Return a token as text where the server spells it as its vocabulary does ("▁да", "ĠÐ´Ð°")."""
     token = token.replace("▁", " ")
     if token.isascii():
         return token

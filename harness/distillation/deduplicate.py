@@ -1,19 +1,22 @@
-"""Keeps what a teacher wrote apart from the official documents, and from itself.
+"""Compare what a teacher wrote with the official documents and with its own earlier ones.
 
-A teacher may know the benchmark by heart: what it writes "anew" can be a document of the test split. So each new
-document is compared with those of every official split at hand, here and only here: nothing of them is sent. Compared
-is the text without case, punctuation and ё. Near is a Jaccard similarity of at least 0.6 between the sets of its
-five-letter shingles; candidates come from MinHash LSH (Broder 1997, "On the resemblance and containment of documents").
+A teacher may know the benchmark by heart: what it writes as new may be a document of the test split. So each new
+document is compared with those of every official split on this machine; nothing of them is sent anywhere. The texts are
+compared without case, punctuation and ё. Two texts are nearly the same if the sets of their five-character shingles
+have a Jaccard similarity of at least 0.6; candidates come from MinHash LSH (Broder 1997, "On the resemblance and
+containment of documents").
 """
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from harness.data import SPLITS, cached_split
+from harness.data import cached_split
 from harness.errors import UserError
+from harness.tasks import get_task
 
 try:
     from datasketch import MinHash, MinHashLSH
@@ -21,61 +24,58 @@ except ImportError as error:
     raise UserError("the package datasketch is not installed", "pip install 'rsg-harness[distill]'") from error
 
 NEAR = 0.6
-NEW = "another new one"  # where a document of this very distillation stands
-_SHINGLE = 5  # letters
+NEW = "another new one"  # a document of this distillation, where others name a task and a split
+_SHINGLE = 5  # characters
 _PERMUTATIONS = 128
-_CANDIDATES = 0.5  # MinHash estimates; what it finds above this is measured
+_CANDIDATES = 0.5  # MinHash only estimates: what it finds above this is measured
 _WORDS = re.compile(r"\w+")
 
-# What a document says. In the other tasks it is a passage, or two sentences about a word, which nothing here is like.
-_TEXTS: Mapping[str, tuple[str, ...]] = {
-    "rcb": ("premise", "hypothesis"),
-    "terra": ("premise", "hypothesis"),
-    "lidirus": ("sentence1", "sentence2"),
-    "parus": ("premise", "choice1", "choice2"),
-    "rwsd": ("text",),
-}
-# Tasks whose documents may be of the same origin.
-_KIN: Mapping[str, tuple[str, ...]] = {
-    "rcb": ("rcb", "terra", "lidirus"),
-    "parus": ("parus",),
-    "rwsd": ("rwsd", "lidirus"),
-}
+log = logging.getLogger(__name__)
 
 
 def compared_text(task: str, row: Mapping[str, Any]) -> str:
-    """A document's text in the normal form in which it is compared. PARus's choices have no order of their own."""
-    texts = [" ".join(_WORDS.findall(row[name].lower().replace("ё", "е"))) for name in _TEXTS[task]]
+    """Return a document's text in the normal form in which it is compared.
+
+    The columns after the first one are sorted: PARus's choices have no order of their own.
+    """
+    columns = get_task(task).compared
+    texts = [" ".join(_WORDS.findall(row[name].lower().replace("ё", "е"))) for name in columns]
     return " | ".join([texts[0], *sorted(texts[1:])])
 
 
 def jaccard(first: frozenset[str], second: frozenset[str]) -> float:
-    """Share of the shingles of both that they have in common."""
+    """Return the share of the shingles of both texts that they have in common."""
     return len(first & second) / len(first | second)
 
 
 def shingles(text: str) -> frozenset[str]:
-    """All runs of five letters, spaces counted; a shorter text is its own only one."""
+    """Return all runs of five characters, spaces included; a shorter text is its own only shingle."""
     return frozenset(text[start : start + _SHINGLE] for start in range(max(1, len(text) - _SHINGLE + 1)))
 
 
 class KnownDocuments:
-    """The documents that a new one of a task must not repeat."""
+    """The documents of a task that a new one must not repeat."""
 
     def __init__(self) -> None:
-        self._exact: dict[str, str] = {}  # text -> where it stands
-        self._near: dict[str, tuple[str, frozenset[str]]] = {}  # text -> where, shingles
+        self._exact: dict[str, str] = {}  # text -> where it comes from
+        self._near: dict[str, tuple[str, frozenset[str]]] = {}  # text -> where it comes from, shingles
         self._index = MinHashLSH(threshold=_CANDIDATES, num_perm=_PERMUTATIONS)
 
     def add(self, text: str, where: str, near: bool = True) -> None:
-        """Adds a text in its normal form. `near`: what is like it is refused too, not only the same."""
+        """Add a text in its normal form.
+
+        Args:
+            text: From `compared_text`.
+            where: Where it comes from, for the reason of a refusal.
+            near: Whether texts that are nearly the same are refused too.
+        """
         self._exact.setdefault(text, where)
         if near and text not in self._near:
             self._near[text] = (where, shingles(text))
             self._index.insert(text, _minhash(self._near[text][1]))
 
     def match(self, text: str) -> str | None:
-        """Why a text is refused: "the same as in …" or "nearly the same as in …"; None where it is new."""
+        """Return why a text is refused: "the same as in …" or "nearly the same as in …"; None where it is new."""
         if text in self._exact:
             return f"the same as in {self._exact[text]}"
         own = shingles(text)
@@ -86,31 +86,32 @@ class KnownDocuments:
         return None
 
 
-def official_documents(task: str, data: str, paraphrases: bool, say: Callable[[str], None]) -> KnownDocuments:
-    """The official documents that new ones of a task are compared with.
+def official_documents(task: str, data: str, paraphrases: bool) -> KnownDocuments:
+    """Return the official documents that new ones of a task are compared with; splits not on this machine are logged.
 
-    A paraphrase is meant to be near a train document, so with train documents only identity counts for it.
+    A paraphrase is meant to be near a train document, so train documents refuse only their own text.
 
     Args:
-        task: that documents are written for.
-        data: as --data takes it.
-        paraphrases: whether they are paraphrases of train documents.
-        say: told which splits are not at hand.
+        task: The task that documents are written for.
+        data: The data source, as `run` takes it.
+        paraphrases: Whether the new documents are paraphrases of train documents.
     """
     known = KnownDocuments()
     missing = []
-    for kin in _KIN[task]:
-        for split in SPLITS if kin != "lidirus" else ("test",):
+    writing = get_task(task).writing
+    assert writing is not None
+    for related in (task, *writing.relatives):
+        for split in get_task(related).splits:
             try:
-                documents = cached_split(kin, split, data).documents
+                documents = cached_split(related, split, data).documents
             except UserError as error:
-                missing.append(f"{kin} {split} ({error.message})")
+                missing.append(f"{related} {split} ({error.message})")
                 continue
             for document in documents:
-                text = compared_text(kin, document.row())
-                known.add(text, f"{kin} {split}", near=not (paraphrases and split == "train"))
+                text = compared_text(related, document.row())
+                known.add(text, f"{related} {split}", near=not (paraphrases and split == "train"))
     if missing:
-        say(f"warning: new documents of {task} are not compared with {'; '.join(missing)}")
+        log.warning("new documents of %s are not compared with %s", task, "; ".join(missing))
     return known
 
 

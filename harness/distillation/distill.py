@@ -1,40 +1,43 @@
-"""`rsg-harness distill`: train documents to a teacher's labels, or to documents that it writes."""
+"""`rsg-harness distill`: ask a teacher for labels of train documents, or for new documents."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from harness.data import Split, cached_split
-from harness.distillation.ask import ask_all
+from harness.distillation.asking import Asker, ask_all
 from harness.distillation.client import Teacher
 from harness.distillation.deduplicate import NEW, KnownDocuments, compared_text, official_documents
-from harness.distillation.lines import AnswerFile, DocumentLine, Line, Sampling, Usage, read_lines
+from harness.distillation.lines import AnswerFile, DocumentLine, Line, TeacherSampling, Usage, read_lines
 from harness.distillation.options import DistillOptions, check_options, chosen_tasks, read_key
-from harness.distillation.prompts import Item, Renderer, make_items, own_prompts_hash
+from harness.distillation.prompts import Question, Renderer, make_questions, own_prompts_hash
 from harness.distillation.report import Prices, write_report
-from harness.distillation.settle import Settler
 from harness.errors import UserError
+from harness.progress import Bar
 from harness.tasks.prompts import ChosenTask, prompt_hash
 from harness.tasks.rendering import load_tasks
 
-# Gemma's and its like's tokens of Russian text are a little longer.
-_LETTERS_PER_TOKEN = 3
+# Of Russian text in tokens of Gemma and similar models, rounded down, so that estimated costs are not too low.
+_CHARACTERS_PER_TOKEN = 3
 _ESTIMATED_BY = 200  # prompts
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Distilled:
-    """What a distillation came to.
+    """The outcome of a distillation.
 
     Attributes:
-        report: for people.
-        asked: items in this process.
-        failures: of those that got no answer, a text each.
+        report: The report for people.
+        asked: Questions asked by this process.
+        failures: For each question that got no answer, a text that says why.
     """
 
     report: str
@@ -42,21 +45,16 @@ class Distilled:
     failures: list[str]
 
     def check_complete(self) -> None:
-        """Raises UserError where items got no answer."""
+        """Raise UserError where questions got no answer."""
         if self.failures:
             raise UserError(
                 f"{len(self.failures)} of {self.asked} items got no answer, first {self.failures[0]}",
-                "the rest is kept: try these again with --resume",
+                "the others are kept: ask these again with --resume",
             )
 
 
-# Called with the number of items and of those answered before; gives a function to call after each answer, with a text
-# to show beside.
-Progress = Callable[[int, int], Callable[[str], None]]
-
-
 class _Meter:
-    """How fast this process gets answers, and what they cost."""
+    """Measures how fast this process gets answers, and what they cost."""
 
     def __init__(self, samples: int, prices: Prices | None) -> None:
         self._started = time.monotonic()
@@ -70,63 +68,60 @@ class _Meter:
     def text(self) -> str:
         seconds = max(time.monotonic() - self._started, 1e-6)
         tokens = self._usage.prompt_tokens + self._usage.completion_tokens
-        cost = f", cost {self._prices.of(self._usage):.2f}" if self._prices else ""
+        cost = f", cost {self._prices.cost(self._usage):.2f}" if self._prices else ""
         return f"{self._requests / seconds:.1f} requests/s, {tokens / seconds:,.0f} tokens/s{cost}"
 
 
-def distill(options: DistillOptions, say: Callable[[str], None], progress: Progress) -> Distilled:
-    """Asks a teacher, and keeps what it answers.
-
-    Args:
-        options: what to ask whom.
-        say: told what happens, line by line.
-        progress: shows how far it is.
+def distill(options: DistillOptions) -> Distilled:
+    """Ask a teacher and keep its answers.
 
     Raises:
-        UserError: anything that the user can mend. What was answered before stays for --resume.
-        KeyboardInterrupt: the same, where the user interrupts.
+        UserError: The options, the data, the server or the output directory do not allow it. Earlier answers stay for
+            --resume.
+        KeyboardInterrupt: The user interrupted; earlier answers stay for --resume.
     """
     check_options(options)
-    chosen = chosen_tasks(options, say)
+    chosen = chosen_tasks(options)
     splits = {}
     for task in chosen:
         splits[task.file.task] = split = cached_split(task.file.task, "train", options.data)
         for warning in split.warnings:
-            say(f"warning: {warning}")
-    items = make_items(chosen, splits, options)
+            log.warning("%s", warning)
+    questions = make_questions(chosen, splits, options)
     renderer = Renderer(chosen, load_tasks(chosen, data=options.data, split="train"), options)
     prices = None
     if options.price_input is not None and options.price_output is not None:
         prices = Prices(options.price_input, options.price_output)
     failures: list[str] = []
-    with AnswerFile(options.output, _settings(options, chosen, splits, items), options.resume) as answers:
+    with AnswerFile(options.output, _settings(options, chosen, splits, questions), options.resume) as answers:
         done: set[str] = set()
         written: list[DocumentLine] = []
         for line in read_lines(options.output):
             done.add(line.key)
             if isinstance(line, DocumentLine):
                 written.append(line)
-        left = [item for item in items if item.key not in done]
+        left = [question for question in questions if question.key not in done]
         if left:
-            say(_estimate(options, [renderer.prompt(item) for item in _spread(left)], len(left), prices))
-            show = progress(len(items), len(items) - len(left))
+            prompts = [renderer.prompt(question) for question in _spread(left)]
+            log.info("%s", _estimate(options, prompts, len(left), prices))
             meter = _Meter(options.samples, prices)
+            with Bar("asking the teacher", len(questions), "item", done=len(questions) - len(left)) as bar:
 
-            def keep(line: Line) -> None:
-                answers.append(line)
-                meter.add(line.usage)
-                show(meter.text())
+                def keep(line: Line) -> None:
+                    answers.append(line)
+                    meter.add(line.usage)
+                    bar.advance(1, meter.text())
 
-            failures = asyncio.run(_ask(options, chosen, left, renderer, written, keep, say))
-            say(meter.text())
+                failures = asyncio.run(_ask(options, chosen, left, renderer, written, keep))
+            log.info("%s", meter.text())
         report = write_report(options.output, prices)
     return Distilled(report, len(left), failures)
 
 
 def _settings(
-    options: DistillOptions, chosen: Sequence[ChosenTask], splits: dict[str, Split], items: Sequence[Item]
+    options: DistillOptions, chosen: Sequence[ChosenTask], splits: Mapping[str, Split], questions: Sequence[Question]
 ) -> dict[str, Any]:
-    """Everything that decides what is asked, and how. A resumed distillation must have the same."""
+    """Return everything that decides the questions and their answers; a resumed distillation must have the same."""
     return {
         "teacher": options.teacher,
         "kind": options.kind,
@@ -137,12 +132,12 @@ def _settings(
         "limit": options.limit,
         "count": options.count if options.generate else None,
         "sampling": _sampling(options).model_dump(exclude={"top_logprobs"}),
-        "items": len(items),
+        "items": len(questions),
     }
 
 
-def _sampling(options: DistillOptions) -> Sampling:
-    return Sampling(
+def _sampling(options: DistillOptions) -> TeacherSampling:
+    return TeacherSampling(
         api=options.api,  # type: ignore[arg-type]  # checked by check_options
         temperature=options.used_temperature(),
         max_tokens=options.used_max_tokens(),
@@ -152,19 +147,19 @@ def _sampling(options: DistillOptions) -> Sampling:
     )
 
 
-def _spread(items: Sequence[Item]) -> Sequence[Item]:
-    return items[:: max(1, len(items) // _ESTIMATED_BY)]
+def _spread(questions: Sequence[Question]) -> Sequence[Question]:
+    return questions[:: max(1, len(questions) // _ESTIMATED_BY)]
 
 
 def _estimate(options: DistillOptions, prompts: Sequence[str], count: int, prices: Prices | None) -> str:
     requests = count * options.samples
     usage = Usage(
-        prompt_tokens=round(requests * sum(map(len, prompts)) / len(prompts) / _LETTERS_PER_TOKEN),
+        prompt_tokens=round(requests * sum(map(len, prompts)) / len(prompts) / _CHARACTERS_PER_TOKEN),
         completion_tokens=requests * options.used_max_tokens(),
     )
-    cost = f", at most about {prices.of(usage):.2f} at the given prices" if prices else ""
+    cost = f", at most about {prices.cost(usage):.2f} at the given prices" if prices else ""
     return (
-        f"asking {options.teacher} {requests:,} questions: about {usage.prompt_tokens:,} prompt tokens, at most "
+        f"sending {requests:,} requests to {options.teacher}: about {usage.prompt_tokens:,} prompt tokens, at most "
         f"{usage.completion_tokens:,} completion tokens{cost}"
     )
 
@@ -172,13 +167,12 @@ def _estimate(options: DistillOptions, prompts: Sequence[str], count: int, price
 async def _ask(
     options: DistillOptions,
     chosen: Sequence[ChosenTask],
-    items: Sequence[Item],
+    questions: Sequence[Question],
     renderer: Renderer,
     written: Sequence[DocumentLine],
     keep: Callable[[Line], None],
-    say: Callable[[str], None],
 ) -> list[str]:
-    """Asks the items that are left. Gives what went wrong with those that got no answer."""
+    """Ask the remaining questions; return why some of them got no answer."""
     teacher = Teacher(
         options.endpoint,
         options.teacher,
@@ -188,37 +182,38 @@ async def _ask(
         connections=options.concurrency * options.samples,
     )
     tasks = {task.file.task: task for task in chosen}
-    with_logprobs = options.kind == "labels" and options.samples == 1 and any(task.words() for task in chosen)
+    with_logprobs = options.kind == "labels" and options.samples == 1 and any(task.verbalizers() for task in chosen)
     try:
         await teacher.model_names()
-        shortest = min((renderer.prompt(item) for item in _spread(items)), key=len)
+        shortest = min((renderer.prompt(question) for question in _spread(questions)), key=len)
         logprobs = await teacher.pick_logprobs(shortest, with_logprobs)
         if with_logprobs and not logprobs.top:
-            say("the server gives no log-probabilities: labels are read from the answers' texts")
-        settler = Settler(teacher, renderer, _sampling(options), logprobs)
-        if options.kind == "labels":
+            log.info("the server gives no log-probabilities: labels are read from the answers' texts")
+        asker = Asker(teacher, renderer, _sampling(options), logprobs)
+        kind = options.kind
+        if kind == "labels":
 
-            async def settle(item: Item) -> Line:
-                return await settler.label(item, tasks[item.task], options.rationale)
+            async def ask(question: Question) -> Line:
+                return await asker.label(question, tasks[question.task], options.rationale)
 
         else:
-            known = _known_documents(options, tasks, written, say)
+            known = _known_documents(options, tasks, written)
             numbers = itertools.count(len(written))
 
-            async def settle(item: Item) -> Line:
-                return await settler.document(item, known[item.task], options.kind, next(numbers))
+            async def ask(question: Question) -> Line:
+                return await asker.document(question, known[question.task], kind, next(numbers))
 
-        return await ask_all(items, settle, keep, options.concurrency)
+        return await ask_all(questions, ask, keep, options.concurrency)
     finally:
         await teacher.close()
 
 
 def _known_documents(
-    options: DistillOptions, tasks: Iterable[str], written: Sequence[DocumentLine], say: Callable[[str], None]
+    options: DistillOptions, tasks: Iterable[str], written: Sequence[DocumentLine]
 ) -> dict[str, KnownDocuments]:
-    """Task -> what a new document of it must not repeat: the official ones, and those that were kept before."""
+    """Return for each task the documents that a new one must not repeat: official ones, and those kept earlier."""
     paraphrases = options.kind == "paraphrases"
-    known = {task: official_documents(task, options.data, paraphrases, say) for task in tasks}
+    known = {task: official_documents(task, options.data, paraphrases) for task in tasks}
     for line in written:
         if line.document is not None:
             known[line.task].add(compared_text(line.task, line.document), NEW, near=not paraphrases)

@@ -1,4 +1,4 @@
-"""What a distillation leaves: settings.json, and answers.jsonl, a line an item, which is appended and never changed."""
+"""The files of a distillation: settings.json, and answers.jsonl, whose lines are appended and never changed."""
 
 from __future__ import annotations
 
@@ -11,34 +11,29 @@ from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from harness.data.jsonlines import read_objects
 from harness.errors import UserError
-from harness.files import write_atomically
-from harness.settings import check_same_settings
+from harness.records.base import Record
+from harness.settings import SETTINGS, agree_on_settings
 
-SETTINGS = "settings.json"
 ANSWERS = "answers.jsonl"
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Sampling(_Part):
+class TeacherSampling(Record):
     """How the teacher was asked."""
 
     api: Literal["chat", "completions"]
     temperature: float
     max_tokens: int
     samples: int
-    seed: int  # of the first sample; each one after it has the next
+    seed: int  # of the first sample; each further sample has the next seed
     top_logprobs: int  # most probable tokens asked for at each position; 0: none
 
 
-class Usage(_Part):
-    """What an item cost, as the server counted; 0 where it does not."""
+class Usage(Record):
+    """Tokens that a question cost, as the server counted them; 0 where it does not."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -50,27 +45,33 @@ class Usage(_Part):
         )
 
 
-class _Line(_Part):
+class _Line(Record):
     key: str  # unique in the file
     task: str
     idx: Any  # of the train document that was asked about, or shown
     document_sha256: str
     prompt_sha256: str
     teacher: str
-    sampling: Sampling
+    sampling: TeacherSampling
     usage: Usage
-    cut: bool  # an answer of it ended at max_tokens
+    cut: bool  # one of the answers ended at max_tokens
 
 
 class LabelLine(_Line):
     """A train document with the teacher's label.
 
-    `probabilities` stand in the order of the task's labels (RuCoS: of the document's entities) and sum to 1; None where
-    the answer names no choice. `rest` is the probability of all that is no choice, where the server tells.
+    Attributes:
+        gold: The class index; for a task whose documents have choices of their own, the numbers of the right ones.
+        probabilities: Of the labels or choices in their order, summing to 1; None where the answer names none.
+        how: Whether they come from log-probabilities, from one answer's text or from the shares of several answers.
+        rest: Probability of everything that is no choice; None where the server does not tell.
+        outcome: Whether there is an answer, and if not, why.
+        texts: The answers.
+        rationale: The explanation before the answer.
     """
 
     kind: Literal["label"] = "label"
-    gold: int | list[int]  # class index; RuCoS: numbers of the right entities
+    gold: int | list[int]
     probabilities: list[float] | None
     how: Literal["logprobs", "text", "samples"] | None
     rest: float | None = None
@@ -80,11 +81,11 @@ class LabelLine(_Line):
 
 
 class DocumentLine(_Line):
-    """A document that the teacher wrote: `document` is a row of the task's schema, or None where it was dropped."""
+    """A document that the teacher wrote: a row of the task's schema, or the reason why it was dropped."""
 
     kind: Literal["paraphrases", "examples"]
     document: dict[str, Any] | None
-    dropped: str | None  # why
+    dropped: str | None
 
 
 Line = LabelLine | DocumentLine
@@ -92,40 +93,22 @@ _LINE: TypeAdapter[Line] = TypeAdapter(Annotated[Line, Field(discriminator="kind
 
 
 def document_hash(row: Mapping[str, Any]) -> str:
-    """SHA-256 of a canonical document, by which its soft label is known to be still its own."""
+    """Return the SHA-256 of a document, by which training knows that a soft label still belongs to it."""
     return hashlib.sha256(json.dumps(row, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 def document_name(task: str, idx: Any) -> str:
-    """A document's name across tasks: terra/12, muserc/0-3-17."""
+    """Return a document's name across tasks: terra/12, muserc/0-3-17."""
     return f"{task}/{'-'.join(map(str, idx.values())) if isinstance(idx, Mapping) else idx}"
 
 
-def read_settings(directory: Path) -> dict[str, Any]:
-    """What a distillation was asked to do.
-
-    Raises:
-        UserError: the directory holds none, or the file is damaged.
-    """
-    path = directory / SETTINGS
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{directory} holds no {SETTINGS}", "name the --output of rsg-harness distill") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}", "distil to another --output") from error
-    if not isinstance(settings, dict):
-        raise UserError(f"{path} holds no settings", "distil to another --output")
-    return settings
-
-
 def read_lines(directory: Path) -> Iterator[Line]:
-    """All whole lines of a distillation.
+    """Yield all whole lines of a distillation.
 
-    A last line without its end, as a kill leaves it, was never counted as answered and is passed over.
+    A last line without its line end, which a kill may leave, is skipped: it was never counted as answered.
 
     Raises:
-        UserError: a damaged line, which is named.
+        UserError: A line is damaged; the message has its number.
     """
     path = directory / ANSWERS
     if not path.exists() or _whole_bytes(path) == 0:
@@ -150,7 +133,7 @@ def _parsed(values: dict[str, Any], place: str) -> Line:
 
 
 def _whole_bytes(path: Path) -> int:
-    """Bytes up to the end of the last whole line."""
+    """Return the number of bytes up to the end of the last whole line."""
     with path.open("rb") as file:
         position = file.seek(0, os.SEEK_END)
         while position:
@@ -166,24 +149,23 @@ def _whole_bytes(path: Path) -> int:
 class AnswerFile:
     """The open answers of a distillation. Use as a context manager.
 
-    A line is written by one call and belongs to the system from then on, so a killed process loses none of them. One
-    process at a time has the file.
+    A line is written by one system call, so a killed process loses none. Only one process at a time can open the file.
 
     Args:
-        directory: made if missing.
-        settings: what decides the answers; a resumed distillation must have the same.
-        resume: whether to go on with what is there.
+        directory: Made if missing.
+        settings: Everything that decides the answers; a resumed distillation must have the same.
+        resume: Whether to continue what is there.
 
     Raises:
-        UserError: the directory holds something else, or a distillation with other settings, or cannot be written.
+        UserError: The directory holds something else, or a distillation with other settings, or cannot be written.
     """
 
     def __init__(self, directory: Path, settings: dict[str, Any], resume: bool) -> None:
         self._path = directory / ANSWERS
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            if not (directory / SETTINGS).exists() and any(directory.iterdir()):
-                raise UserError(f"{directory} is not empty, and holds no distillation", "name another --output")
+            if not (directory / SETTINGS).exists() and any(path != self._path for path in directory.iterdir()):
+                raise UserError(f"{directory} is not empty and holds no distillation", "name another --output")
             self._file = self._path.open("ab", buffering=0)
         except OSError as error:
             raise UserError(f"cannot write to {directory}: {error.strerror}", "name another --output") from error
@@ -199,10 +181,11 @@ class AnswerFile:
         except BlockingIOError as error:
             raise UserError(f"another process is writing to {directory}", "wait for it, or end it") from error
         whole = _whole_bytes(self._path)
-        if whole:
-            _agree(directory, settings, resume)
-        else:  # nothing was answered yet, so whatever was asked may be asked otherwise
-            write_atomically(directory / SETTINGS, json.dumps(settings, ensure_ascii=False, indent=2) + "\n")
+        if whole and not resume:
+            raise UserError(f"{directory} holds a distillation", "continue it with --resume, or name another --output")
+        if not whole:  # nothing was answered yet, so the settings may change
+            (directory / SETTINGS).unlink(missing_ok=True)
+        agree_on_settings(directory, settings, resume=whole > 0, what="distillation")
         self._file.truncate(whole)
 
     def __enter__(self) -> AnswerFile:
@@ -215,19 +198,16 @@ class AnswerFile:
         self._file.close()
 
     def append(self, line: Line) -> None:
+        """Write a line.
+
+        Raises:
+            UserError: The disk is full.
+        """
         content = line.model_dump_json().encode() + b"\n"
+        hint = "free some space and continue with --resume"
         try:
             written = self._file.write(content)
         except OSError as error:
-            raise UserError(
-                f"cannot write {self._path}: {error.strerror}", "free some space and go on with --resume"
-            ) from error
-        if written != len(content):  # the disk is full: the torn line is cut off by --resume
-            raise UserError(f"cannot write {self._path}: no space left", "free some space and go on with --resume")
-
-
-def _agree(directory: Path, settings: dict[str, Any], resume: bool) -> None:
-    if not resume:
-        raise UserError(f"{directory} holds a distillation", "go on with --resume, or name another --output")
-    hint = "repeat its settings, or name another --output"
-    check_same_settings(directory, read_settings(directory), settings, hint)
+            raise UserError(f"cannot write {self._path}: {error.strerror}", hint) from error
+        if written != len(content):  # the disk is full; --resume cuts the torn line off
+            raise UserError(f"cannot write {self._path}: no space left", hint)

@@ -1,27 +1,52 @@
-"""What a distillation is asked to do, and the refusal of what cannot work or must not be sent."""
+"""The options of `rsg-harness distill`, and the refusal of what cannot work or must not be sent."""
 
 from __future__ import annotations
 
-import math
+import logging
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from harness.data import SPLITS
-from harness.errors import UserError, nearest_hint
+from harness.errors import UserError
+from harness.models.options import check_choices, check_numbers
+from harness.tasks import RUSSIAN_SUPERGLUE, SPLITS, get_task
 from harness.tasks.prompts import GROUPS, ChosenTask, choose
 
 KEY_VARIABLE = "OPENAI_API_KEY"
-SMALL_TASKS = ("rcb", "parus", "rwsd")
-_TEST_SET = "lidirus"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class DistillOptions:
-    """What the user asked for; see `rsg-harness distill --help`."""
+    """The options of `rsg-harness distill`.
+
+    Attributes:
+        endpoint: Base address of the server: http://HOST:PORT/v1.
+        teacher: Name of the model on the server.
+        output: Directory of the answers.
+        data: Source of the documents, as `run` takes it.
+        tasks: Tasks or groups.
+        split: Only "train" is allowed.
+        limit: Documents of a task; None: all.
+        prompt: Name of the prompt, or TASK=NAME pairs.
+        api: "chat" or "completions".
+        samples: Answers to every question; their shares become the label.
+        temperature: None: what suits the work.
+        max_tokens: Longest answer; None: what suits the work.
+        rationale: Ask for an explanation before the answer.
+        generate: "paraphrases" or "examples": ask for new documents; None: ask for labels.
+        count: New documents of a task.
+        concurrency: Questions in flight.
+        timeout: Seconds for one answer.
+        price_input: Price of a million prompt tokens, in any currency.
+        price_output: Price of a million completion tokens.
+        api_key_file: File that holds the API key; None: the environment variable.
+        seed: Of the first sample, and of the choice of documents.
+        resume: Continue the distillation in `output`.
+    """
 
     endpoint: str
     teacher: str
@@ -48,10 +73,11 @@ class DistillOptions:
 
     @property
     def kind(self) -> Literal["labels", "paraphrases", "examples"]:
+        """What the teacher is asked for."""
         return self.generate or "labels"  # type: ignore[return-value]  # checked by check_options
 
     def used_temperature(self) -> float:
-        """The given one; else 0 for one answer, more where several or new texts are wanted."""
+        """Return the given temperature, else 0 for one answer and more where several or new texts are wanted."""
         if self.temperature is not None:
             return self.temperature
         if self.generate:
@@ -59,7 +85,7 @@ class DistillOptions:
         return 0.7 if self.samples > 1 else 0.0
 
     def used_max_tokens(self) -> int:
-        """The given one; else room for a word or a name, for two sentences before it, or for a document."""
+        """Return the given length, else room for a word or a name, for two sentences before it, or for a document."""
         if self.max_tokens is not None:
             return self.max_tokens
         if self.generate:
@@ -68,27 +94,25 @@ class DistillOptions:
 
 
 def check_options(options: DistillOptions) -> None:
-    """Refuses what cannot work before anything is loaded or sent.
+    """Refuse options that cannot work, before anything is loaded or sent.
 
     Raises:
-        UserError: says which option, and what it takes.
+        UserError: Names the option and what it takes.
     """
     if options.split in SPLITS and options.split != "train":
         raise UserError(
             f"--split {options.split}: only train documents are sent to a teacher",
-            "the others measure the student, and must stay unseen; leave out --split",
+            "the others measure the student and must stay unseen; leave out --split",
         )
-    for name, value, known in (
+    check_choices(
         ("--split", options.split, ("train",)),
         ("--api", options.api, ("chat", "completions")),
         ("--generate", options.generate, ("paraphrases", "examples")),
-    ):
-        if value is not None and value not in known:
-            raise UserError(f"{name} {value!r} is unknown", nearest_hint(value, known, "it takes"))
+    )
     address = urlsplit(options.endpoint)
     if address.scheme not in ("http", "https") or not address.netloc:
         raise UserError(f"--endpoint {options.endpoint!r} is no address", "it looks like http://HOST:PORT/v1")
-    for name, number, least in (
+    check_numbers(
         ("--limit", options.limit, 1),
         ("--samples", options.samples, 1),
         ("--max-tokens", options.max_tokens, 1),
@@ -98,55 +122,54 @@ def check_options(options: DistillOptions) -> None:
         ("--timeout", options.timeout, 0.001),
         ("--price-input", options.price_input, 0.0),
         ("--price-output", options.price_output, 0.0),
-    ):
-        if number is not None and (number < least or not math.isfinite(number)):
-            raise UserError(f"{name} {number} makes no sense", f"give {least} or more, or leave it out")
+    )
     if options.samples > 1 and options.used_temperature() == 0:
-        raise UserError("--samples needs a --temperature above 0", "without it all of them are the same")
+        raise UserError("--samples needs a --temperature above 0", "at temperature 0 all samples are the same")
     if (options.price_input is None) != (options.price_output is None):
         raise UserError("only one of two prices is given", "give --price-input and --price-output, per million tokens")
     if options.generate and (options.rationale or options.samples > 1):
         raise UserError("--generate asks for documents, not answers", "leave out --rationale and --samples")
 
 
-def chosen_tasks(options: DistillOptions, say: Callable[[str], None]) -> list[ChosenTask]:
-    """The tasks that are asked about, with their generative prompts. What may not be asked about is left out of a
-    group, and said.
+def chosen_tasks(options: DistillOptions) -> list[ChosenTask]:
+    """Return the tasks to ask about, with their generative prompts.
+
+    A group loses the tasks that must not or need not be asked about; test sets among them are logged.
 
     Raises:
-        UserError: such a task is named itself, or there is no such task.
+        UserError: Such a task is named itself, or there is no such task.
     """
-    allowed = SMALL_TASKS if options.generate else None
+    writable = [name for name in RUSSIAN_SUPERGLUE if get_task(name).writing]
     found = []
     for name in options.tasks:
         for chosen in choose([name]):
-            task = chosen.file.task
+            task = get_task(chosen.file.task)
             reason = None
-            if task == _TEST_SET:
-                reason = "lidirus is a test set, and is never sent to a teacher"
-            elif allowed and task not in allowed:
-                reason = f"{task} has documents enough: they are written for {', '.join(allowed)} alone"
+            if not task.is_trainable:
+                reason = f"{task.name} is a test set and is never sent to a teacher"
+            elif options.generate and task.writing is None:
+                reason = f"{task.name} has enough documents: new ones are written only for {', '.join(writable)}"
             if reason is None:
-                found.append(f"gen_{task}")
+                found.append(f"gen_{task.name}")
             elif name.strip().lower() not in GROUPS:
                 raise UserError(reason, "leave it out of --tasks")
-            elif task == _TEST_SET:
-                say(f"left out: {reason}")
+            elif not task.is_trainable:
+                log.info("left out: %s", reason)
     return choose(found, options.prompt)
 
 
 def read_key(path: Path | None) -> str | None:
-    """The API key, from a file or the environment; never from the command line, which others can see.
+    """Return the API key from a file or the environment; never from the command line, which other users can see.
 
     Raises:
-        UserError: the file cannot be read or is empty.
+        UserError: The file cannot be read or holds no key.
     """
     if path is None:
         return os.environ.get(KEY_VARIABLE, "").strip() or None
     try:
         key = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}", "name a file that holds the key alone") from error
+        raise UserError(f"cannot read {path}", "name a file that holds nothing but the key") from error
     if not key or not key.isascii() or len(key.split()) != 1:
-        raise UserError(f"{path} holds no API key", "name a file that holds the key alone")
+        raise UserError(f"{path} holds no API key", "name a file that holds nothing but the key")
     return key

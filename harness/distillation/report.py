@@ -1,4 +1,4 @@
-"""How good a distillation is: made from its lines alone, for the terminal, as report.md and as report.json."""
+"""The quality of a distillation, from its lines alone: for the terminal, as report.md and as report.json."""
 
 from __future__ import annotations
 
@@ -11,32 +11,33 @@ from typing import Any
 
 from tabulate import tabulate
 
-from harness.data import LABELS
-from harness.distillation.lines import DocumentLine, LabelLine, Line, Usage, read_lines, read_settings
+from harness.distillation.lines import DocumentLine, LabelLine, Line, Usage, read_lines
 from harness.files import write_atomically
+from harness.settings import read_settings
+from harness.tasks import get_task
 from harness.tasks.answers import pick_choice
 
 REPORT_TEXT, REPORT = "report.md", "report.json"
-# More answers than this share cut at max_tokens are worth a warning.
+# A larger share of answers cut at max_tokens is reported.
 _CUT_SHARE = 0.05
 
 
 @dataclass(frozen=True)
 class Prices:
-    """Per million tokens, in whatever currency."""
+    """Prices of a million tokens, in any currency."""
 
     input: float
     output: float
 
-    def of(self, usage: Usage) -> float:
+    def cost(self, usage: Usage) -> float:
         return (usage.prompt_tokens * self.input + usage.completion_tokens * self.output) / 1e6
 
 
 def write_report(directory: Path, prices: Prices | None) -> str:
-    """Writes both reports of a distillation, and gives the text.
+    """Write both reports of a distillation and return the text.
 
     Raises:
-        UserError: the lines are damaged, or the directory cannot be written.
+        UserError: The lines are damaged, or the directory cannot be written.
     """
     report = make_report(read_settings(directory), read_lines(directory), prices)
     text = report_text(report)
@@ -46,7 +47,7 @@ def write_report(directory: Path, prices: Prices | None) -> str:
 
 
 def make_report(settings: dict[str, Any], lines: Iterable[Line], prices: Prices | None) -> dict[str, Any]:
-    """All figures, as plain values."""
+    """Return everything that a report says, as plain values."""
     by_task: defaultdict[str, list[Line]] = defaultdict(list)
     for line in lines:
         by_task[line.task].append(line)
@@ -67,24 +68,24 @@ def make_report(settings: dict[str, Any], lines: Iterable[Line], prices: Prices 
         "cut_without_answer": len(lost),
         "max_tokens": settings["sampling"]["max_tokens"],
         "usage": usage.model_dump(),
-        "cost": prices.of(usage) if prices else None,
-        "tasks": {task: _figures(task, found) for task, found in by_task.items()},
+        "cost": prices.cost(usage) if prices else None,
+        "tasks": {task: _task_report(task, found) for task, found in by_task.items()},
     }
 
 
-def _figures(task: str, lines: Sequence[Line]) -> dict[str, Any]:
+def _task_report(task: str, lines: Sequence[Line]) -> dict[str, Any]:
     labelled = [line for line in lines if isinstance(line, LabelLine)]
     written = [line for line in lines if isinstance(line, DocumentLine)]
-    return _label_figures(task, labelled) if labelled else _document_figures(task, written)
+    return _label_report(task, labelled) if labelled else _document_report(task, written)
 
 
-def _label_figures(task: str, lines: Sequence[LabelLine]) -> dict[str, Any]:
+def _label_report(task: str, lines: Sequence[LabelLine]) -> dict[str, Any]:
     answered = [line for line in lines if line.probabilities is not None]
-    said = [(line, pick_choice(line.probabilities or [])) for line in answered]
-    # RuCoS's entities are not in the line: its gold is kept as their numbers.
-    right = [choice in line.gold if isinstance(line.gold, list) else choice == line.gold for line, choice in said]
+    picked = [(line, pick_choice(line.probabilities or [])) for line in answered]
+    # A line does not hold its document's own choices (RuCoS's entities): their numbers stand for them.
+    right = [choice in line.gold if isinstance(line.gold, list) else choice == line.gold for line, choice in picked]
     rests = [line.rest for line in lines if line.rest is not None]
-    names = LABELS[task]
+    names = get_task(task).labels
     return {
         "lines": len(lines),
         "answered": len(answered),
@@ -94,23 +95,23 @@ def _label_figures(task: str, lines: Sequence[LabelLine]) -> dict[str, Any]:
         "rest": sum(rests) / len(rests) if rests else None,
         "refused": sum(line.outcome == "refused" for line in lines),
         "unparsable": sum(line.outcome == "unparsable" for line in lines),
-        "labels": dict(Counter(names[choice] for _, choice in said)) if names else {},
+        "labels": dict(Counter(names[choice] for _, choice in picked)) if names else {},
         "gold_labels": dict(Counter(names[line.gold] for line in lines if isinstance(line.gold, int))) if names else {},
     }
 
 
-def _document_figures(task: str, lines: Sequence[DocumentLine]) -> dict[str, Any]:
+def _document_report(task: str, lines: Sequence[DocumentLine]) -> dict[str, Any]:
     kept = [line.document for line in lines if line.document is not None]
     return {
         "lines": len(lines),
         "kept": len(kept),
         "dropped": dict(Counter(line.dropped for line in lines if line.dropped is not None).most_common()),
-        "labels": dict(Counter(LABELS[task][row["label"]] for row in kept)),
+        "labels": dict(Counter(get_task(task).labels[row["label"]] for row in kept)),
     }
 
 
 def report_text(report: dict[str, Any]) -> str:
-    """The report for people."""
+    """Return the report for people."""
     usage = report["usage"]
     cost = "" if report["cost"] is None else f", cost {report['cost']:.2f}"
     parts = [
@@ -121,7 +122,7 @@ def report_text(report: dict[str, Any]) -> str:
     if report["cut"] > _CUT_SHARE * report["answered"]:
         parts.append(
             f"{report['cut']:,} answers end at --max-tokens {report['max_tokens']}, {report['cut_without_answer']:,} "
-            f"of them before they say what was asked{': raise it' if report['cut_without_answer'] else ''}."
+            f"of them before they answer{': raise it' if report['cut_without_answer'] else ''}."
         )
     return "\n\n".join(parts)
 

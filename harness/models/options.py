@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -63,11 +64,11 @@ def check_choices(*options: tuple[str, str | None, Iterable[str]]) -> None:
 
 
 def check_numbers(*options: tuple[str, float | None, float]) -> None:
-    """Refuse an (option, number, least) whose number is too small; None is left out.
+    """Refuse an (option, number, least) whose number is too small or not finite; None is left out.
 
     Raises:
         UserError: Names the option and the least number.
     """
     for name, number, least in options:
-        if number is not None and number < least:
+        if number is not None and (number < least or not math.isfinite(number)):
             raise UserError(f"{name} {number} makes no sense", f"give {least} or more, or leave it out")

@@ -37,5 +37,6 @@ TASK = Task(
     borrows="terra",
     borrowed_columns={"sentence1": "premise", "sentence2": "hypothesis"},
     generated=("да", "нет"),
+    compared=("sentence1", "sentence2"),
     categories=CATEGORIES,
 )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
-from harness.tasks.document import BinaryLabel, Document, Index
+from harness.tasks.document import BinaryLabel, Document, DocumentFault, Index, Row
 from harness.tasks.metrics import accuracy_metrics
-from harness.tasks.task import InputField, Task
+from harness.tasks.task import InputField, Task, Writing
 
 
 class PARus(Document):
@@ -18,6 +19,13 @@ class PARus(Document):
     question: Literal["cause", "effect"]
     idx: Index
     label: BinaryLabel
+
+
+def _complete(row: Row) -> Row:
+    first, second = (re.findall(r"\w+", row[name].lower().replace("ё", "е")) for name in ("choice1", "choice2"))
+    if first == second:
+        raise DocumentFault("both choices are the same")
+    return row
 
 
 TASK = Task(
@@ -39,4 +47,7 @@ TASK = Task(
     sizes={"train": 400, "validation": 100, "test": 500},
     head="ranking",
     generated=("1", "2"),
+    compared=("premise", "choice1", "choice2"),
+    # A prompt spells the question in words, so a teacher that paraphrases does not see its value.
+    writing=Writing(("premise", "question", "choice1", "choice2"), kept=("question",), complete=_complete),
 )

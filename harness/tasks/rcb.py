@@ -7,7 +7,7 @@ from typing import Literal
 
 from harness.tasks.document import Document, Index, Row
 from harness.tasks.metrics import macro_f1_metrics
-from harness.tasks.task import InputField, Task
+from harness.tasks.task import InputField, Task, Writing
 
 # The hub's script looked for `negation` only and wrote "" for the two train rows that have the key `no_negation`.
 _LOST_NEGATION = {36: "no_negation", 354: "negation"}
@@ -46,6 +46,8 @@ TASK = Task(
     sizes={"train": 438, "validation": 220, "test": 438},
     passage="premise",
     generated=("да", "нет", "неизвестно"),
+    compared=("premise", "hypothesis"),
+    writing=Writing(("premise", "hypothesis"), relatives=("terra", "lidirus")),
     read=_read,
     read_hub=_read_hub,
 )

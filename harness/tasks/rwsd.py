@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
-from harness.tasks.document import BinaryLabel, Document, Index, Row, Strict
+from harness.tasks.document import BinaryLabel, Document, DocumentFault, Index, Row, Strict
 from harness.tasks.metrics import accuracy_metrics
 from harness.tasks.spans import find_span
-from harness.tasks.task import BOOLEANS, InputField, Task
+from harness.tasks.task import BOOLEANS, InputField, Task, Writing
 
 
 class RWSD(Document):
@@ -52,6 +53,22 @@ def _clean(document: RWSD) -> RWSD:
     )
 
 
+def _complete(row: Row) -> Row:
+    """Add the token numbers of both spans, which must be whole words of the text and must not overlap."""
+    places = {}
+    bounds = []
+    for span in ("span1", "span2"):
+        found = re.search(rf"(?<!\w){re.escape(row[f'{span}_text'])}(?!\w)", row["text"], re.IGNORECASE)
+        if found is None:
+            raise DocumentFault(f"{span} is not in the text")
+        bounds.append(found.span())
+        places[f"{span}_index"] = len(row["text"][: found.start()].split())
+    (start1, end1), (start2, end2) = bounds
+    if start1 < end2 and start2 < end1:
+        raise DocumentFault("the spans overlap")
+    return {**row, **places}
+
+
 TASK = Task(
     name="rwsd",
     title="RWSD",
@@ -67,6 +84,8 @@ TASK = Task(
     official_labels=BOOLEANS,
     sizes={"train": 606, "validation": 204, "test": 154},
     generated=("нет", "да"),
+    compared=("text",),
+    writing=Writing(("text", "span1_text", "span2_text"), relatives=("lidirus",), complete=_complete),
     unasked={"span1_index": 0, "span2_index": 0},
     read=_read,
     clean=_clean,

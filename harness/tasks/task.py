@@ -48,12 +48,30 @@ class InputField:
     contains: str = ""
 
 
+def _unchanged(value: Any) -> Any:
+    return value
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How a teacher writes new documents of a task.
+
+    Attributes:
+        columns: What the teacher writes; the other columns follow from it.
+        kept: Those of `columns` that a paraphrase takes over from its source.
+        relatives: Tasks whose documents may be of the same origin, so that a new document must not repeat them either.
+        complete: Adds the columns that follow from the written ones; raises `DocumentFault` where they contradict each
+            other.
+    """
+
+    columns: tuple[str, ...]
+    kept: tuple[str, ...] = ()
+    relatives: tuple[str, ...] = ()
+    complete: Callable[[Row], Row] = _unchanged
+
+
 def _one_row(line: Row) -> Iterator[Row]:
     yield line
-
-
-def _unchanged(document: Any) -> Any:
-    return document
 
 
 def _unchanged_row(row: Row, split: str) -> Row:
@@ -90,6 +108,8 @@ class Task:
         group: The key of the idx that tells which examples of a document belong together.
         categories: Columns that name linguistic categories an example belongs to.
         unasked: Column -> value of the columns that no prompt shows, for questions that a person asks.
+        compared: Columns that tell whether two documents are the same.
+        writing: How a teacher writes new documents; None where the official ones are enough.
         read: Turns a line of the official file into rows by the schema's columns.
         clean: Corrects what is known to be wrong with a document.
         read_hub: Turns a row of the hub's parquet files, of this split, into the official values.
@@ -123,6 +143,8 @@ class Task:
     group: str | None = None
     categories: tuple[str, ...] = ()
     unasked: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    compared: tuple[str, ...] = ()
+    writing: Writing | None = None
     read: Callable[[Row], Iterator[Row]] = _one_row
     clean: Callable[[Any], Document] = _unchanged
     read_hub: Callable[[Row, str], Row] = _unchanged_row

@@ -38,5 +38,6 @@ TASK = Task(
     sizes={"train": 2616, "validation": 307, "test": 3198},
     passage="premise",
     generated=("да", "нет"),
+    compared=("premise", "hypothesis"),
     clean=_clean,
 )

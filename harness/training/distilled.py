@@ -13,8 +13,9 @@ import numpy as np
 from pydantic import ValidationError
 
 from harness.data import DOCUMENTS
-from harness.distillation.lines import LabelLine, document_hash, document_name, read_lines, read_settings
+from harness.distillation.lines import LabelLine, document_hash, document_name, read_lines
 from harness.errors import UserError
+from harness.settings import read_settings
 
 
 @dataclass(frozen=True)

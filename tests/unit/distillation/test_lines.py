@@ -12,20 +12,20 @@ from hypothesis import strategies as st
 
 from harness.distillation.lines import (
     ANSWERS,
-    SETTINGS,
     AnswerFile,
     DocumentLine,
     LabelLine,
     Line,
-    Sampling,
+    TeacherSampling,
     Usage,
     document_hash,
     document_name,
     read_lines,
 )
 from harness.errors import UserError
+from harness.settings import SETTINGS
 
-SAMPLING = Sampling(api="chat", temperature=0, max_tokens=24, samples=1, seed=1, top_logprobs=20)
+SAMPLING = TeacherSampling(api="chat", temperature=0, max_tokens=24, samples=1, seed=1, top_logprobs=20)
 COMMON: dict[str, Any] = {
     "task": "terra", "idx": 0, "document_sha256": "d", "prompt_sha256": "p", "teacher": "t", "sampling": SAMPLING,
     "usage": Usage(prompt_tokens=3, completion_tokens=1), "cut": False,

@@ -19,8 +19,8 @@ from harness.distillation.deduplicate import (
     official_documents,
     shingles,
 )
-from harness.distillation.generate import Unusable, read_document
-from harness.distillation.prompts import Item
+from harness.distillation.prompts import Question
+from harness.distillation.replies import Unusable, read_document
 
 RWSD = {
     "text": "Кубок не помещается в чемодан, потому что он слишком большой.",
@@ -31,13 +31,13 @@ RCB = {"premise": "Дождь шёл всю ночь. К утру река вы�
 PARUS = {"premise": "Река вышла из берегов.", "question": "cause", "choice1": "Шёл дождь.", "choice2": "Пели птицы."}
 
 
-def example(task: str, label: int = 1) -> Item:
-    return Item("key", task, {}, ({},), label)
+def example(task: str, label: int = 1) -> Question:
+    return Question("key", task, {}, ({},), label)
 
 
-def read(task: str, fields: Any, **item: Any) -> dict[str, Any]:
+def read(task: str, fields: Any, **question: Any) -> dict[str, Any]:
     reply = fields if isinstance(fields, str) else json.dumps(fields, ensure_ascii=False)
-    return read_document(reply, example(task, **item), 5)
+    return read_document(reply, example(task, **question), 5)
 
 
 def refusal(task: str, fields: Any) -> str:
@@ -101,7 +101,7 @@ def test_parus_needs_two_choices_and_a_known_question() -> None:
 
 def test_a_paraphrase_of_parus_asks_what_its_source_asks() -> None:
     said = json.dumps({**PARUS, "question": "cause"}, ensure_ascii=False)
-    paraphrase = Item("key", "parus", {"question": "effect"}, label=0)
+    paraphrase = Question("key", "parus", {"question": "effect"}, label=0)
     assert read_document(said, paraphrase, 0)["question"] == "effect"
 
 
@@ -140,11 +140,12 @@ def test_likeness_is_a_share_and_goes_both_ways(first: str, second: str) -> None
 
 
 @pytest.mark.parametrize("task", ["rcb", "parus", "rwsd"])
-def test_every_official_document_is_refused_and_none_is_lost_to_the_estimate(task: str) -> None:
+def test_every_official_document_is_refused_and_none_is_lost_to_the_estimate(
+    task: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """Exactly, and with its last word changed, which MinHash alone only estimates."""
-    said: list[str] = []
-    examples = official_documents(task, "mini", paraphrases=False, say=said.append)
-    paraphrases = official_documents(task, "mini", paraphrases=True, say=said.append)
+    examples = official_documents(task, "mini", paraphrases=False)
+    paraphrases = official_documents(task, "mini", paraphrases=True)
     for split in ("train", "validation"):
         for document in cached_split(task, split, "mini").documents:
             text = compared_text(task, document.row())
@@ -156,4 +157,4 @@ def test_every_official_document_is_refused_and_none_is_lost_to_the_estimate(tas
                 # A paraphrase may be near train documents, among which is its source.
                 expected = None if split == "train" else f"nearly the same as in {task} validation"
                 assert paraphrases.match(changed) in (expected, f"nearly the same as in {task} validation")
-    assert any(f"{task} test (the mini set has no test split" in line for line in said)
+    assert any(f"{task} test (the mini set has no test split" in line for line in caplog.messages)

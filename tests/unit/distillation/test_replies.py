@@ -1,4 +1,4 @@
-"""The teacher's replies to labels: three servers' log-probabilities, and answers in words."""
+"""A teacher's replies become labels: from three servers' log-probabilities, and from answers in words."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from harness.distillation.answers import Label, first_token_probabilities, read_label
 from harness.distillation.client import Position, Reply, plain_text, read_reply
 from harness.distillation.lines import Usage
+from harness.distillation.replies import Label, first_token_probabilities, read_label
 
 YES_NO = ["да", "нет"]
 THREE = ["да", "нет", "неизвестно"]
 
 
-def position(said: str, **shares: float) -> Position:
-    """A position with the probabilities of its top tokens; "_" in a name is a space."""
-    return Position(said, tuple((token.replace("_", " "), math.log(share)) for token, share in shares.items()))
+def position(generated: str, **shares: float) -> Position:
+    """Return a position with the probabilities of its top tokens; "_" in a name is a space."""
+    return Position(generated, tuple((token.replace("_", " "), math.log(share)) for token, share in shares.items()))
 
 
 def reply(text: str, *positions: Position, cut: bool = False, declined: bool = False) -> Reply:
@@ -52,7 +52,7 @@ def test_a_first_piece_of_a_word_counts_for_it() -> None:
 
 
 def test_a_piece_of_two_words_is_decided_by_what_follows_it() -> None:
-    """«не» begins «нет» and «неизвестно»: what was said behind it tells how its probability is shared."""
+    """«не» begins «нет» and «неизвестно»: the next position tells how its probability is shared."""
     found = label(
         THREE, reply("неизвестно", position("не", не=0.8, да=0.2), position("известно", известно=0.75, т=0.25))
     )
@@ -60,13 +60,13 @@ def test_a_piece_of_two_words_is_decided_by_what_follows_it() -> None:
     assert found.rest == pytest.approx(0, abs=1e-9)
 
 
-def test_a_piece_of_two_words_that_was_not_said_is_nobodys() -> None:
+def test_a_piece_of_two_words_that_was_not_generated_belongs_to_neither() -> None:
     found = label(THREE, reply("да", position("да", да=0.5, не=0.4), position(".", **{".": 1.0})))
     assert found.probabilities == pytest.approx([1, 0, 0])
     assert found.rest == pytest.approx(0.5)
 
 
-def test_space_and_marks_before_the_answer_are_passed() -> None:
+def test_space_and_marks_before_the_answer_are_skipped() -> None:
     marks = position("**", **{"**": 0.5, "Да": 0.25})
     found = label(YES_NO, reply("**да**", marks, position("да", да=0.5, нет=0.5), position("**", **{"**": 1.0})))
     assert found.probabilities == pytest.approx([2 / 3, 1 / 3])
@@ -87,13 +87,13 @@ def test_the_answer_behind_a_mark_is_what_counts(opening: str) -> None:
     assert found.probabilities == pytest.approx([0.2, 0.8])
 
 
-def test_tokens_that_are_not_the_ones_said_are_replaced_by_the_likeliest() -> None:
-    """mlx_lm.server names any of the top tokens as the said one."""
+def test_tokens_that_are_not_the_generated_ones_are_replaced_by_the_likeliest() -> None:
+    """mlx_lm.server names any of the top tokens as the generated one."""
     found = label(THREE, reply("нет", position("да", да=0.2, не=0.8), position("известно", т=0.75, известно=0.25)))
     assert found.probabilities == pytest.approx([0.2, 0.6, 0.2])
 
 
-def test_where_the_said_tokens_are_unknown_only_the_first_position_counts() -> None:
+def test_where_the_generated_tokens_are_unknown_only_the_first_position_counts() -> None:
     unlike = reply("совсем другое", position("да", да=0.6, нет=0.3), position("x", x=1.0))
     assert first_token_probabilities(unlike, YES_NO) == (pytest.approx([2 / 3, 1 / 3]), pytest.approx(0.1))
 
