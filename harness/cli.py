@@ -89,9 +89,11 @@ def _call(given: list[str], name: str | None) -> int:
 
 def _include_tasks(given: Sequence[str]) -> None:
     """Load the user's own tasks, before the parser of predict asks for the fields of all tasks."""
-    parser = argparse.ArgumentParser(prog="rsg-harness", add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="rsg-harness", add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS
+    )
     add_include_path(parser)
-    directories = parser.parse_known_args(given)[0].include_path
+    directories = vars(parser.parse_known_args(given)[0]).get("include_path")
     if directories:
         from harness.tasks import include
 

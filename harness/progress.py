@@ -79,13 +79,15 @@ def show_library_bars() -> None:
 @contextlib.contextmanager
 def restored_output() -> Iterator[None]:
     """Show or hide what you like while the block runs; then restore what was shown before."""
-    global _shown
+    global _shown, _library_bars_hidden
     root = logging.getLogger("harness")
-    shown, handlers, level, propagate = _shown, root.handlers[:], root.level, root.propagate
+    shown, hidden = _shown, _library_bars_hidden
+    handlers, level, propagate = root.handlers[:], root.level, root.propagate
     try:
         yield
     finally:
-        _shown, root.handlers[:], root.propagate = shown, handlers, propagate
+        _shown, _library_bars_hidden = shown, hidden
+        root.handlers[:], root.propagate = handlers, propagate
         root.setLevel(level)
 
 

@@ -6,11 +6,11 @@ import argparse
 import contextlib
 from typing import Any
 
-from harness.commands.arguments import add_backend, add_model, names, path
+from harness.commands.arguments import add_backend, add_include_path, add_model, names, path
 
 HELP = "try a model in a chat: Telegram, or the terminal"
 DESCRIPTION = (
-    "Serve a model in Telegram: questions of the nine tasks with probabilities, and free conversation. The token comes "
+    "Serve a model in Telegram: questions of the tasks with probabilities, and free conversation. The token comes "
     "from the environment (TELEGRAM_BOT_TOKEN) or a file."
 )
 INTERRUPTED = "interrupted"
@@ -21,9 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("model")
     add_model(model)
     add_backend(model)
+    add_include_path(model)
     chat = parser.add_argument_group("chat")
     chat.add_argument("--console", action="store_true", help="the same bot in the terminal: no token, no network")
-    chat.add_argument("--language", choices=("ru", "en"), help="of --console (default: ru)")
+    chat.add_argument("--language", choices=("ru", "en"), help="of --console (default: as last chosen, else ru)")
     chat.add_argument("--token-file", type=path, metavar="FILE", help="holds the token; default: TELEGRAM_BOT_TOKEN")
     chat.add_argument(
         "--allow",

@@ -28,9 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         try:
             fields.add_argument(option, dest="fields", action=_Field, const=name, metavar="TEXT", help=text)
         except argparse.ArgumentError as error:
-            raise UserError(
-                f"predict has its own {option}: no field can be named {name}", "rename the field"
-            ) from error
+            raise UserError(f"predict has a {option} of its own", "give the task's field another name") from error
 
 
 class _Field(argparse.Action):

@@ -40,9 +40,10 @@ def call(arguments: dict[str, Any]) -> None:
     """Quantise, and print the sizes before and after."""
     from harness.files import MIB
     from harness.progress import show_library_bars
-    from harness.quantization.options import SAMPLES, QuantizeOptions
+    from harness.quantization.options import SAMPLES, QuantizeOptions, check_quantize_options
 
     options = QuantizeOptions(**arguments)
+    check_quantize_options(options)  # before the imports take their seconds
     if options.method in SAMPLES:  # only mlx-lm's own bars can count its work
         show_library_bars()
     from harness.quantization.quantize import quantize

@@ -34,12 +34,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def call(arguments: dict[str, Any]) -> None:
     """Evaluate, and print the scores."""
-    from harness.evaluation.options import RunOptions
+    from harness.evaluation.options import RunOptions, check_run_options
+
+    options = RunOptions(**arguments)
+    check_run_options(options)  # before the imports take their seconds
     from harness.evaluation.run import run
     from harness.processes import started_processes
     from harness.reports.tables import run_table
 
-    record, directory = run(RunOptions(**arguments))
+    record, directory = run(options)
     if started_processes().is_first:
         print(run_table(record))
         print(f"record: {directory}")

@@ -37,7 +37,7 @@ from harness.processes import Processes, started_processes
 from harness.quiet import quiet_libraries
 from harness.records.run import RunRecord, TimingRecord, write_run
 from harness.scoring.store import ProgressStore
-from harness.tasks import document_key
+from harness.tasks import document_key, include
 from harness.tasks.prompts import ChosenTask, choose
 from harness.tasks.rendering import load_tasks
 
@@ -55,6 +55,8 @@ def run(options: RunOptions) -> tuple[RunRecord, Path]:
     """
     started = time.monotonic()
     check_run_options(options)
+    for tasks in options.include_path:
+        include(tasks)
     processes = started_processes()
     if not processes.is_first:
         progress.show_output(False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from harness.processes import run_in_subprocess, started_processes
 from harness.records.run import RunRecord
 from harness.reports.compare import Comparison, compare, verdict
 from harness.reports.tables import estimate_text
+from harness.tasks import include
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +57,8 @@ def sweep(options: SweepOptions) -> list[SweepRow]:
     runs = [_of_backend(options, backend) for backend in backends]
     for one in runs:  # before the first of them takes its time
         check_run_options(one)
+    for tasks in options.include_path:
+        include(tasks)
     alone = started_processes().size == 1
     rows: list[SweepRow] = []
     for one in runs:

@@ -36,6 +36,7 @@ def refused(done: object, *words: str) -> None:
         (["--prompt", "statment", "--tasks", "terra"], ["no prompt 'statment'", "statement"]),
         (["--limit", "0"], ["--limit 0", "1 or more"]),
         (["--num-fewshot", "-1"], ["--num-fewshot -1"]),
+        (["--seed", "-1"], ["--seed -1", "0 or more"]),
         (["--dtype", "float61"], ["--dtype 'float61'", "float16"]),
         (["--split", "val"], ["--split 'val'", "validation"]),
         (["--split", "test", "--tasks", "terra"], ["mini set has no test split"]),
