@@ -70,7 +70,7 @@ class Backend(ABC):
     tokenizer: Any  # a transformers tokenizer (PreTrainedTokenizerFast)
 
     @abstractmethod
-    def encode(
+    def hidden_states(
         self,
         rows: Sequence[Sequence[int]],
         positions: Sequence[Sequence[int]],
@@ -98,7 +98,7 @@ class Backend(ABC):
         """Log-probabilities of chosen tokens, computed in float32 over the whole vocabulary.
 
         Args:
-            hidden: float32 [n, hidden size], from `encode`.
+            hidden: float32 [n, hidden size], from `hidden_states`.
             sources: int64 [m], the row of `hidden` that predicts each token.
             tokens: int64 [m], the token ids asked for.
 

@@ -135,7 +135,7 @@ class MlxBackend(Backend):
         self._stop_tokens = stop_tokens
         self._mx = import_mlx()
 
-    def encode(
+    def hidden_states(
         self,
         rows: Sequence[Sequence[int]],
         positions: Sequence[Sequence[int]],

@@ -1,8 +1,11 @@
-"""Grouped-query attention for CPUs, as two matrix products a layer.
+"""Attention for PyTorch: grouped-query attention for CPUs, and attention over packed sequences.
 
 At Gemma-3's head size of 256, PyTorch's fused CPU kernel is much slower than plain bfloat16 matrix products, and needs
-keys and values repeated for every query head. Here the query heads that share keys are folded into the
-rows of one product, so nothing is repeated and oneDNN's bfloat16 products do the work.
+keys and values repeated for every query head. Here the query heads that share keys are folded into the rows of one
+product, so nothing is repeated and oneDNN's bfloat16 products do the work.
+
+In a packed sequence the order of tokens is not their distance, so the mask alone says who sees whom: nothing may be
+left out by the sliding window's width, and masks for both kinds of layer come with the batch.
 """
 
 from __future__ import annotations
@@ -11,9 +14,11 @@ from typing import Any
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 CPU_ATTENTION = "rsg_cpu"
+PACKED_ATTENTION = "rsg_packed"
 
 # Queries taken at a time: a slice needs only the keys that it may see, so long rows do not compute what the causal mask
 # and the sliding window throw away, and its scores stay in the cache.
@@ -30,14 +35,14 @@ def grouped_attention(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal scaled dot-product attention with a softmax in float32.
+    """Compute causal scaled dot-product attention with a softmax in float32.
 
     Args:
         query: [batch, query heads, tokens, head size].
         key, value: [batch, key-value heads, keys, head size]; the last `tokens` keys belong to the queries.
         attention_mask: bool [batch or 1, 1, tokens, keys], True where a token may look; None: causal, no earlier keys.
-        scaling: of the dot products.
-        sliding_window: a token sees this many keys, itself included; None: all.
+        scaling: Of the dot products.
+        sliding_window: A token sees this many keys, itself included; None: all.
 
     Returns:
         [batch, tokens, query heads, head size], and None for the weights.
@@ -64,5 +69,14 @@ def grouped_attention(
     return torch.cat(parts, dim=2).transpose(1, 2), None
 
 
-AttentionInterface.register(CPU_ATTENTION, grouped_attention)
-AttentionMaskInterface.register(CPU_ATTENTION, sdpa_mask)
+def packed_attention(
+    module: torch.nn.Module, query: torch.Tensor, *rest: Any, sliding_window: int | None = None, **kwargs: Any
+) -> tuple[torch.Tensor, None]:
+    """Compute `grouped_attention` with the window in the mask; on a GPU, PyTorch's own attention."""
+    attend = grouped_attention if query.device.type == "cpu" else sdpa_attention_forward
+    return attend(module, query, *rest, **kwargs)
+
+
+for name, attention in ((CPU_ATTENTION, grouped_attention), (PACKED_ATTENTION, packed_attention)):
+    AttentionInterface.register(name, attention)
+    AttentionMaskInterface.register(name, sdpa_mask)

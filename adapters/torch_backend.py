@@ -79,7 +79,7 @@ class TorchBackend(Backend):
         self._peak = 0
 
     @torch.inference_mode()
-    def encode(
+    def hidden_states(
         self,
         rows: Sequence[Sequence[int]],
         positions: Sequence[Sequence[int]],

@@ -15,7 +15,7 @@ from harness.errors import UserError
 from harness.evaluation.language_model import PlannedModel
 from harness.models.heads import log_softmax
 from harness.models.open import OpenModel
-from harness.tasks import InputField, Row, get_task
+from harness.tasks import InputField, Row, Task, get_task
 from harness.tasks.prompts import GROUPS, choose, task_files
 from harness.tasks.rendering import PLACEHOLDER, load_tasks, render_document
 
@@ -53,6 +53,11 @@ class Predictor:
         self._chosen = {task.file.task: task for task in choose(["rsg", *added], defaults=opened.prompts)}
         self._tasks = load_tasks(list(self._chosen.values()), data=PLACEHOLDER, split="validation")
         self.language_model = PlannedModel(opened)
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks that can be asked."""
+        return tuple(get_task(name) for name in self._chosen)
 
     def answer(self, questions: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Answer]:
         """Answer (task, fields) pairs together, in as few batches as the planner makes of them.

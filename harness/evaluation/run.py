@@ -31,7 +31,8 @@ from harness.evaluation.summary import (
     process_costs,
     total_costs,
 )
-from harness.models.open import OpenModel, checkpoint_warnings, open_model
+from harness.models.checkpoint import checkpoint_warnings
+from harness.models.open import OpenModel, open_model
 from harness.models.resolve import find_model, provide
 from harness.processes import Processes, started_processes
 from harness.quiet import quiet_libraries

@@ -1,7 +1,7 @@
 """The checkpoint of a multitask model: a directory of safetensors and JSON, read by training and by every backend.
 
 rsg_checkpoint.json          what it is: base model, heads, prompts, training record, hash of every file
-heads.safetensors            `weight` [rows, hidden size], `bias` [rows]; which rows are whose is in the JSON
+heads.safetensors            `weight` [rows, hidden size], `bias` [rows]; the JSON says which rows are whose
 adapter_model.safetensors    LoRA in peft's format, with adapter_config.json; or
 layers.safetensors           the changed layers, named as in Gemma3ForCausalLM
 README.md                    the model card
@@ -10,20 +10,19 @@ README.md                    the model card
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import shutil
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.errors import UserError
-from harness.files import file_hash
-from harness.models.heads import BORROWED, HeadKind, HeadLayout, Heads
+from harness.files import file_hash, whole_directory
+from harness.models.heads import HeadLayout, Heads
+from harness.records.base import Record, read_record, write_record
+from harness.tasks import HeadKind, get_task, task_names
+from harness.tasks.prompts import ChosenTask, prompt_hash
 
 FORMAT_VERSION = 1
 DESCRIPTION = "rsg_checkpoint.json"
@@ -33,11 +32,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 LAYERS = "layers.safetensors"
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class BaseReference(_Part):
+class BaseReference(Record):
     """The model that was trained further. `sha256`: of its configuration, tokenizer and weights."""
 
     model: str  # as --model takes it
@@ -45,7 +40,7 @@ class BaseReference(_Part):
     sha256: str
 
 
-class TaskHead(_Part):
+class TaskHead(Record):
     """The head of one task, and the prompt that it reads."""
 
     kind: HeadKind
@@ -55,7 +50,31 @@ class TaskHead(_Part):
     prompt_sha256: str
 
 
-class Checkpoint(_Part):
+class ValidationRecord(Record):
+    """Metrics on validation: task -> metric -> value, and the mean of the official ones."""
+
+    limit: int | None  # documents a task
+    mean: float
+    figures: dict[str, dict[str, float]]
+
+
+class TrainingRecord(Record):
+    """What a checkpoint says about its training."""
+
+    recipe: dict[str, Any]
+    step: int
+    validation: ValidationRecord
+    data: dict[str, str]  # "task split" -> fingerprint
+    distilled: dict[str, Any] | None = None
+    documents: dict[str, int]  # task -> documents trained on
+    versions: dict[str, str]
+    machine: dict[str, Any]
+    git_commit: str | None
+    command: str
+    processes: int = 1
+
+
+class Checkpoint(Record):
     """rsg_checkpoint.json."""
 
     format_version: int = FORMAT_VERSION
@@ -67,15 +86,17 @@ class Checkpoint(_Part):
     chat_template: bool
     tasks: dict[str, TaskHead]
     head_rows: int
-    training: dict[str, Any]  # recipe, data fingerprints, steps, figures on validation, versions
+    training: TrainingRecord
     files: dict[str, str]  # name -> SHA-256
 
     def prompts(self) -> dict[str, str]:
-        """Task -> the prompt that its head reads; a task that borrows a head reads the prompt of the same name."""
+        """Return task -> the prompt that its head reads, for tasks that borrow a head too."""
         own = {task: head.prompt for task, head in self.tasks.items()}
-        return {**own, **{task: own[owner] for task, owner in BORROWED.items() if owner in own}}
+        borrowed = {name: own[owner] for name in task_names() if (owner := get_task(name).borrows) in own}
+        return {**own, **borrowed}
 
     def layout(self) -> HeadLayout:
+        """Return where the rows of each head stand."""
         return HeadLayout(
             {task: head.kind for task, head in self.tasks.items()},
             {task: head.first_row for task, head in self.tasks.items()},
@@ -84,44 +105,38 @@ class Checkpoint(_Part):
 
 
 def is_checkpoint(directory: Path) -> bool:
+    """Return whether the directory holds a checkpoint's description."""
     return (directory / DESCRIPTION).is_file()
 
 
 def read_checkpoint(directory: Path) -> Checkpoint:
-    """The description of a checkpoint whose files are whole.
+    """Return the description of a checkpoint whose files are whole.
 
     Raises:
-        UserError: a damaged or missing file, which is named, or another format version.
+        UserError: A damaged or missing file, which is named, or another format version.
     """
-    path = directory / DESCRIPTION
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        version = values["format_version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"cannot read {path}: {error}", "copy the checkpoint anew") from error
-    if version != FORMAT_VERSION:
-        raise UserError(f"{path} has format version {version}, and this program reads {FORMAT_VERSION}", "train anew")
-    try:
-        checkpoint = Checkpoint.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UserError(f"{path} is damaged: {where}: {first['msg']}", "copy the checkpoint anew") from error
+    checkpoint = read_record(
+        directory / DESCRIPTION,
+        Checkpoint,
+        version=FORMAT_VERSION,
+        version_key="format_version",
+        hint="copy the checkpoint again, or train it again",
+    )
     for name, expected in checkpoint.files.items():
         try:
             found = file_hash(directory / name)
         except OSError as error:
-            raise UserError(f"{directory / name} is missing", "copy the checkpoint anew") from error
+            raise UserError(f"{directory / name} is missing", "copy the checkpoint again") from error
         if found != expected:
-            raise UserError(f"{directory / name} is damaged: its hash is not the recorded one", "copy it anew")
+            raise UserError(f"{directory / name} is damaged: its hash is not the recorded one", "copy it again")
     return checkpoint
 
 
 def read_heads(directory: Path) -> Heads:
-    """The heads of a checkpoint.
+    """Return the heads of a checkpoint.
 
     Raises:
-        UserError: the checkpoint is damaged.
+        UserError: The checkpoint is damaged.
     """
     from safetensors.numpy import load_file
 
@@ -130,69 +145,60 @@ def read_heads(directory: Path) -> Heads:
     return Heads(checkpoint.layout(), tensors["weight"].astype(np.float32), tensors["bias"].astype(np.float32))
 
 
+def checkpoint_warnings(checkpoint: Checkpoint, chosen: Sequence[ChosenTask], num_fewshot: int) -> Iterator[str]:
+    """Yield what makes the heads read other texts than those they were trained on."""
+    if num_fewshot:
+        yield "the heads were trained without few-shot examples before the question"
+    for task in chosen:
+        if task.file.name not in checkpoint.tasks:
+            continue
+        head = checkpoint.tasks[task.file.name]
+        if task.prompt != head.prompt:
+            yield f"{task.file.name}'s head was trained on the prompt {head.prompt}, not {task.prompt}"
+        elif prompt_hash(task) != head.prompt_sha256:
+            yield f"the prompt {task.prompt} of {task.file.name} has changed since its head was trained"
+
+
 def write_checkpoint(
     directory: Path,
     description: Mapping[str, Any],
     tensors: Mapping[str, Mapping[str, Any]],
     texts: Mapping[str, str],
 ) -> None:
-    """Writes a checkpoint, whole or not at all.
+    """Write a checkpoint, whole or not at all.
 
     Args:
-        directory: must not exist yet.
-        description: fields of `Checkpoint` without `files`.
-        tensors: file name -> tensors (torch).
-        texts: file name -> text.
+        directory: Must not exist yet.
+        description: Fields of `Checkpoint` without `files`.
+        tensors: File name -> tensors (torch).
+        texts: File name -> text.
 
     Raises:
-        UserError: the disk is full or the directory cannot be written.
+        UserError: The disk is full or the directory cannot be written.
     """
     from safetensors.torch import save
 
     contents = {name: save(dict(parts)) for name, parts in tensors.items()}
     contents |= {name: text.encode() for name, text in texts.items()}
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-    hashed = {name: value for name, value in hashes.items() if not name.endswith(".md")}
-    checkpoint = Checkpoint(**description, files=hashed)
-    contents[DESCRIPTION] = (checkpoint.model_dump_json(indent=2) + "\n").encode()
-    write_directory(directory, contents)
-
-
-def write_directory(directory: Path, contents: Mapping[str, bytes]) -> None:
-    """Makes a directory with these files, whole or not at all: written beside it, synced, renamed.
-
-    Raises:
-        UserError: the disk is full or the place cannot be written.
-    """
-    scratch = None
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    checkpoint = Checkpoint(
+        **description, files={name: value for name, value in hashes.items() if not name.endswith(".md")}
+    )
+    hint = "what was saved before still stands: free some space and continue with --resume"
+    with whole_directory(directory, hint) as scratch:
         for name, content in contents.items():
-            with (scratch / name).open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        scratch.chmod(0o755)
-        scratch.rename(directory)
-    except OSError as error:
-        raise UserError(
-            f"cannot save {directory}: {error.strerror}",
-            "what was saved before still stands: free some space and go on with --resume",
-        ) from error
-    finally:
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
+            (scratch / name).write_bytes(content)
+        (scratch / DESCRIPTION).write_text(checkpoint.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 def write_merged(directory: Path, source: Path, change: str, name: str | None = None) -> None:
-    """Makes a checkpoint of a directory that holds the fused and changed backbone of another checkpoint.
+    """Make a checkpoint of a directory that holds the fused and changed backbone of another checkpoint.
 
     Args:
         directory: config.json, model*.safetensors, tokenizer.
-        source: the checkpoint that it was made from, whose heads, description and card are taken over.
-        change: what was done to the backbone, a sentence for the card.
-        name: of the new checkpoint; None: as before, where a record tells the two apart by their weights.
+        source: The checkpoint that it was made from, whose heads, description and card are taken over.
+        change: What was done to the backbone, a sentence for the card.
+        name: Of the new checkpoint; None: as before, where a record tells the two apart by their weights.
     """
     checkpoint = read_checkpoint(source)
     shutil.copyfile(source / HEADS, directory / HEADS)
@@ -206,19 +212,19 @@ def write_merged(directory: Path, source: Path, change: str, name: str | None = 
             "files": {file: file_hash(directory / file) for file in sorted(files)},
         }
     )
-    (directory / DESCRIPTION).write_text(merged.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    write_record(directory / DESCRIPTION, merged)
 
 
 def fuse(directory: Path, checkpoint: Checkpoint, base_dir: Path, target: Path) -> None:
-    """Writes the base model with the checkpoint's changes in it, as an ordinary transformers directory.
+    """Write the base model with the checkpoint's changes in it, as an ordinary transformers directory.
 
     LoRA is added in float32, then rounded to the type that the base model is stored in.
 
     Args:
-        directory: of the checkpoint.
-        checkpoint: its description.
-        base_dir: transformers directory of the base model.
-        target: an existing empty directory.
+        directory: Of the checkpoint.
+        checkpoint: Its description.
+        base_dir: Transformers directory of the base model.
+        target: An existing empty directory.
     """
     import torch
     from safetensors.torch import load_file
@@ -236,7 +242,7 @@ def fuse(directory: Path, checkpoint: Checkpoint, base_dir: Path, target: Path) 
         else:
             missing = model.load_state_dict(load_file(directory / LAYERS), strict=False).unexpected_keys
             if missing:
-                raise UserError(f"{directory / LAYERS} does not fit the base model: {missing[0]}", "copy it anew")
+                raise UserError(f"{directory / LAYERS} does not fit the base model: {missing[0]}", "copy it again")
         with torch.no_grad():
             model.to(stored).save_pretrained(target)
     for file in base_dir.iterdir():
@@ -245,13 +251,11 @@ def fuse(directory: Path, checkpoint: Checkpoint, base_dir: Path, target: Path) 
 
 
 def head_descriptions(layout: HeadLayout, prompts: Mapping[str, tuple[str, str]]) -> dict[str, TaskHead]:
-    """Task -> its head, for the description. `prompts`: task -> (name, SHA-256)."""
-    from harness.data import LABELS
-
+    """Return task -> its head, for the description. `prompts`: task -> (name, SHA-256)."""
     return {
         task: TaskHead(
             kind=kind,
-            labels=LABELS[task],
+            labels=get_task(task).labels,
             first_row=layout.starts[task],
             prompt=prompts[task][0],
             prompt_sha256=prompts[task][1],

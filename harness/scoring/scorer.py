@@ -179,11 +179,11 @@ class Scorer:
             for position in positions[-1]:
                 row[position] = index
                 index += 1
-        hidden, kept = self._encode_halving(unit.rows, positions, prefix, keep)
+        hidden, kept = self._hidden_states_halving(unit.rows, positions, prefix, keep)
         sources = np.array([wanted[p.row][p.position] for p in unit.predictions], dtype=np.int64)
         return hidden, sources, kept
 
-    def _encode_halving(
+    def _hidden_states_halving(
         self,
         rows: Sequence[Sequence[int]],
         positions: Sequence[Sequence[int]],
@@ -193,14 +193,14 @@ class Scorer:
         try:
             self.statistics.forward_passes += 1
             self.statistics.padding += len(rows) * max(map(len, rows)) - sum(map(len, rows))
-            return self._backend.encode(rows, positions, prefix, keep)
+            return self._backend.hidden_states(rows, positions, prefix, keep)
         except OutOfMemory:
             if len(rows) == 1:
                 raise
         self.statistics.halved += 1
         middle = len(rows) // 2
-        first, _ = self._encode_halving(rows[:middle], positions[:middle], prefix, False)
-        second, _ = self._encode_halving(rows[middle:], positions[middle:], prefix, False)
+        first, _ = self._hidden_states_halving(rows[:middle], positions[:middle], prefix, False)
+        second, _ = self._hidden_states_halving(rows[middle:], positions[middle:], prefix, False)
         return np.concatenate([first, second]), None
 
     def _finish(self, unit: Unit, hidden: np.ndarray, sources: np.ndarray) -> None:

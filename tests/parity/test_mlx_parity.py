@@ -40,7 +40,7 @@ def largest_difference(
 ) -> float:
     """Over the log-probabilities of all tokens after the first `shared` + 1 ones; also compares the argmax."""
     rows = [sequence[shared:] for sequence in sequences]
-    hidden, _ = backend.encode(rows, [list(range(len(row) - 1)) for row in rows], prefix)
+    hidden, _ = backend.hidden_states(rows, [list(range(len(row) - 1)) for row in rows], prefix)
     tokens = np.concatenate([row[1:] for row in rows]).astype(np.int64)
     found, best = backend.project(hidden, np.arange(len(tokens)), tokens)
     assert hidden.dtype == np.float32
@@ -85,16 +85,16 @@ def test_unequal_rows_without_a_prefix_agree_with_a_full_forward_pass(backend, m
 @pytest.mark.parametrize("length", [1, 5, WINDOW - 1, WINDOW, WINDOW + 1, 70])
 def test_rows_after_a_prefix_agree_even_past_the_sliding_window(backend, model, random_sequence, length):
     start = random_sequence(length)
-    _, prefix = backend.encode([start], [[]], keep=True)
+    _, prefix = backend.hidden_states([start], [[]], keep=True)
     sequences = [start + random_sequence(n) for n in (2, 3, 40)]
     assert largest_difference(backend, model, sequences, length, prefix) < TOLERANCE
 
 
 def test_single_token_rows_after_a_wrapped_prefix_agree(backend, model, random_sequence):
     start = random_sequence(33)
-    _, prefix = backend.encode([start], [[]], keep=True)
+    _, prefix = backend.hidden_states([start], [[]], keep=True)
     rows = [[token] for token in (10, 300, 400)]
-    hidden, _ = backend.encode(rows, [[0]] * 3, prefix)
+    hidden, _ = backend.hidden_states(rows, [[0]] * 3, prefix)
     found, _ = backend.project(hidden, np.repeat(np.arange(3), 512), np.tile(np.arange(512), 3))
     expected = np.concatenate([reference_logprobs(model, start + row)[-1] for row in rows])
     assert np.abs(found - expected).max() < TOLERANCE
@@ -104,7 +104,7 @@ def test_prefixes_that_extend_each_other_agree_and_none_changes(backend, model, 
     whole = random_sequence(80)
     prefix, end, prefixes = None, 0, []
     for step in (5, 9, 1, 1, 30, 1, 20):  # pieces of one token take another way through mlx-lm's caches
-        _, prefix = backend.encode([whole[end : end + step]], [[]], prefix, keep=True)
+        _, prefix = backend.hidden_states([whole[end : end + step]], [[]], prefix, keep=True)
         end += step
         assert prefix.length == end
         prefixes.append(prefix)
@@ -115,8 +115,8 @@ def test_prefixes_that_extend_each_other_agree_and_none_changes(backend, model, 
 
 def test_a_row_read_while_its_cache_is_kept_gives_the_same_states(backend, random_sequence):
     sequence = random_sequence(30)
-    alone, nothing = backend.encode([sequence], [[3, 29]])
-    kept, prefix = backend.encode([sequence], [[3, 29]], keep=True)
+    alone, nothing = backend.hidden_states([sequence], [[3, 29]])
+    kept, prefix = backend.hidden_states([sequence], [[3, 29]], keep=True)
     assert nothing is None
     assert prefix.length == 30
     np.testing.assert_array_equal(alone, kept)
@@ -126,7 +126,7 @@ def test_prefilling_and_projecting_in_small_pieces_changes_nothing(backend, mode
     start = random_sequence(41)
     monkeypatch.setattr(mlx_backend, "PREFILL_TOKENS", 8)
     monkeypatch.setattr(mlx_backend, "PROJECTION_BYTES", 4 * 64 * 100)  # 100 tokens of the vocabulary, 64 rows
-    _, prefix = backend.encode([start], [[]], keep=True)
+    _, prefix = backend.hidden_states([start], [[]], keep=True)
     sequences = [start + random_sequence(n) for n in (2, 10, 90)]
     assert largest_difference(backend, model, sequences, 41, prefix) < TOLERANCE
 
@@ -171,7 +171,7 @@ def test_quantised_weights_give_the_same_in_mlx_and_dequantised_in_torch(
     model.tie_weights()
     backend = load_mlx("mlx-q", converted, dtype="float32")
     start = random_sequence(30)
-    _, prefix = backend.encode([start], [[]], keep=True)
+    _, prefix = backend.hidden_states([start], [[]], keep=True)
     assert largest_difference(backend, model, [start + random_sequence(n) for n in (2, 20)], 30, prefix) < TOLERANCE
     # The quantised model is another model than the one that it came from.
     assert np.abs(reference_logprobs(model, start) - reference_logprobs(torch_model(directory), start)).max() > 0.01

@@ -67,7 +67,7 @@ def largest_difference(
 ) -> float:
     """Over the log-probabilities of all tokens after the first `shared` + 1 ones; also compares the argmax."""
     rows = [sequence[shared:] for sequence in sequences]
-    hidden, kept = backend.encode(rows, [list(range(len(row) - 1)) for row in rows], prefix)
+    hidden, kept = backend.hidden_states(rows, [list(range(len(row) - 1)) for row in rows], prefix)
     assert kept is None
     tokens = np.concatenate([row[1:] for row in rows]).astype(np.int64)
     found, best = backend.project(hidden, np.arange(len(tokens)), tokens)
@@ -93,7 +93,7 @@ def test_unequal_rows_without_a_prefix_agree_with_a_full_forward_pass(backend, m
 @pytest.mark.parametrize("length", [1, 5, WINDOW - 1, WINDOW, WINDOW + 1, 70])
 def test_rows_after_a_prefix_agree_even_past_the_sliding_window(backend, model, random_sequence, length):
     start = random_sequence(length)
-    _, prefix = backend.encode([start], [[]], keep=True)
+    _, prefix = backend.hidden_states([start], [[]], keep=True)
     assert prefix.length == length
     sequences = [start + random_sequence(n) for n in (2, 3, 40)]
     assert largest_difference(backend, model, sequences, length, prefix) < TOLERANCE
@@ -101,9 +101,9 @@ def test_rows_after_a_prefix_agree_even_past_the_sliding_window(backend, model, 
 
 def test_single_token_rows_after_a_wrapped_prefix_agree(backend, model, random_sequence):
     start = random_sequence(33)
-    _, prefix = backend.encode([start], [[]], keep=True)
+    _, prefix = backend.hidden_states([start], [[]], keep=True)
     rows = [[token] for token in (10, 300, 400)]
-    hidden, _ = backend.encode(rows, [[0]] * 3, prefix)
+    hidden, _ = backend.hidden_states(rows, [[0]] * 3, prefix)
     everything = np.tile(np.arange(VOCABULARY_SIZE), 3)
     found, _ = backend.project(hidden, np.repeat(np.arange(3), VOCABULARY_SIZE), everything)
     expected = np.concatenate([reference_logprobs(model, start + row)[-1] for row in rows])
@@ -114,7 +114,7 @@ def test_prefixes_that_extend_each_other_agree_and_none_changes(backend, model, 
     whole = random_sequence(80)
     prefix, end, prefixes = None, 0, []
     for step in (5, 9, 1, 1, 30, 1, 20):
-        _, prefix = backend.encode([whole[end : end + step]], [[]], prefix, keep=True)
+        _, prefix = backend.hidden_states([whole[end : end + step]], [[]], prefix, keep=True)
         end += step
         assert prefix.length == end
         prefixes.append(prefix)
@@ -125,31 +125,31 @@ def test_prefixes_that_extend_each_other_agree_and_none_changes(backend, model, 
 
 @pytest.mark.parametrize("length", [4, WINDOW, 50])
 def test_a_prefix_used_twice_gives_the_same_numbers_bit_by_bit(backend, random_sequence, length):
-    _, prefix = backend.encode([random_sequence(length)], [[]], keep=True)
+    _, prefix = backend.hidden_states([random_sequence(length)], [[]], keep=True)
     rows = [random_sequence(n) for n in (30, 7)]
     positions = [list(range(30)), [0, 6]]
-    first, _ = backend.encode(rows, positions, prefix)
-    backend.encode([random_sequence(20)], [[1]], prefix, keep=True)
-    backend.encode([random_sequence(3)] * 5, [[]] * 5, prefix)
-    second, _ = backend.encode(rows, positions, prefix)
+    first, _ = backend.hidden_states(rows, positions, prefix)
+    backend.hidden_states([random_sequence(20)], [[1]], prefix, keep=True)
+    backend.hidden_states([random_sequence(3)] * 5, [[]] * 5, prefix)
+    second, _ = backend.hidden_states(rows, positions, prefix)
     np.testing.assert_array_equal(first, second)
 
 
 def test_positions_come_back_in_the_order_of_rows_and_positions(backend, random_sequence):
     rows = [random_sequence(n) for n in (6, 9, 3)]
-    everything, _ = backend.encode(rows, [list(range(len(row))) for row in rows])
-    chosen, _ = backend.encode(rows, [[5, 0], [], [2]])
+    everything, _ = backend.hidden_states(rows, [list(range(len(row))) for row in rows])
+    chosen, _ = backend.hidden_states(rows, [[5, 0], [], [2]])
     np.testing.assert_array_equal(chosen, everything[[5, 0, 6 + 9 + 2]])
 
 
 def test_no_position_asked_for_gives_an_empty_array(backend, random_sequence):
-    hidden, _ = backend.encode([random_sequence(4)], [[]])
+    hidden, _ = backend.hidden_states([random_sequence(4)], [[]])
     assert hidden.shape == (0, backend.info.hidden_size)
 
 
 def test_only_a_single_row_can_be_kept(backend, random_sequence):
     with pytest.raises(ValueError, match="single row"):
-        backend.encode([random_sequence(3), random_sequence(3)], [[], []], keep=True)
+        backend.hidden_states([random_sequence(3), random_sequence(3)], [[], []], keep=True)
 
 
 @pytest.mark.parametrize("query_slice", [1, 5, 33])
@@ -158,7 +158,7 @@ def test_long_rows_taken_in_slices_agree_with_a_full_forward_pass(
 ):
     monkeypatch.setattr(cpu_attention, "QUERY_SLICE", query_slice)
     start = random_sequence(21)
-    _, prefix = backend.encode([start], [[]], keep=True)
+    _, prefix = backend.hidden_states([start], [[]], keep=True)
     assert largest_difference(backend, model, [random_sequence(n) for n in (70, 34)]) < TOLERANCE
     assert largest_difference(backend, model, [start + random_sequence(n) for n in (50, 6)], 21, prefix) < TOLERANCE
 
@@ -278,7 +278,7 @@ def bfloat16_backend(directory: Path) -> TorchBackend:
 
 def test_a_bfloat16_model_projects_as_exactly_as_float32(bfloat16_backend, random_sequence):
     assert bfloat16_backend.info.dtype == "bfloat16"
-    hidden, _ = bfloat16_backend.encode([random_sequence(40)], [list(range(40))])
+    hidden, _ = bfloat16_backend.hidden_states([random_sequence(40)], [list(range(40))])
     weight = bfloat16_backend.model.get_output_embeddings().weight.double()
     table = (torch.from_numpy(hidden).double() @ weight.T).log_softmax(-1).numpy()
     sources = np.repeat(np.arange(40), VOCABULARY_SIZE)

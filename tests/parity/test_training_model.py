@@ -85,7 +85,7 @@ def sequences_of(example: Example) -> Iterator[tuple[list[int], list[tuple[int, 
     for choice in range(packed.sequences):
         predictions = packed.predictions[packed.predictions[:, 2] == choice]
         last = max(predictions[:, 0], key=lambda index: packed.positions[index])
-        branch = [index for index in range(last + 1) if packed.until[index] > last]
+        branch = [index for index in range(last + 1) if packed.subtree_end[index] > last]
         assert [packed.positions[index] for index in branch] == list(range(len(branch)))
         places = [(int(packed.positions[index]), int(token)) for index, token, _ in predictions]
         yield [int(packed.tokens[index]) for index in branch], places

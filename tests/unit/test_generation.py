@@ -65,7 +65,7 @@ class WatchedBackend(Backend):
         self.most_rows, self.limit = most_rows, batches
         self.batches: list[tuple[list[int], Sampling]] = []
 
-    def encode(
+    def hidden_states(
         self,
         rows: Sequence[Sequence[int]],
         positions: Sequence[Sequence[int]],

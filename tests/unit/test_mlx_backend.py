@@ -116,7 +116,7 @@ def test_not_a_number_comes_through_and_is_never_the_best(backend):
 
 
 def test_projecting_nothing_gives_nothing(backend):
-    hidden, prefix = backend.encode([[2, 7]], [[]])
+    hidden, prefix = backend.hidden_states([[2, 7]], [[]])
     assert hidden.shape == (0, 64)
     assert prefix is None
     logprobs, best = backend.project(hidden, np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
@@ -130,7 +130,7 @@ def test_a_token_outside_the_vocabulary_is_refused(backend):
 
 def test_only_a_single_row_can_be_kept(backend):
     with pytest.raises(ValueError, match="single row"):
-        backend.encode([[2], [2]], [[0], [0]], keep=True)
+        backend.hidden_states([[2], [2]], [[0], [0]], keep=True)
 
 
 @pytest.mark.parametrize(

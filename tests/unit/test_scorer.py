@@ -105,7 +105,7 @@ class WatchedBackend(Backend):
         self.most_rows, self.passes, self.damage = most_rows, passes, damage
         self.row_counts: list[int] = []
 
-    def encode(
+    def hidden_states(
         self,
         rows: Sequence[Sequence[int]],
         positions: Sequence[Sequence[int]],
@@ -117,7 +117,7 @@ class WatchedBackend(Backend):
         self.row_counts.append(len(rows))
         if self.most_rows is not None and len(rows) > self.most_rows:
             raise OutOfMemory(f"{len(rows)} rows")
-        return self.inner.encode(rows, positions, prefix, keep)
+        return self.inner.hidden_states(rows, positions, prefix, keep)
 
     def project(self, hidden: np.ndarray, sources: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         logprobs, greedy = self.inner.project(hidden, sources, tokens)
@@ -158,7 +158,7 @@ def test_prefixes_are_really_shared_in_these_tests(sequences):
 def test_a_greedy_continuation_is_recognised(backend, sequences):
     prompt = list(sequences[0].tokens[:10])
     for _ in range(3):
-        hidden, _ = backend.encode([prompt], [[len(prompt) - 1]])
+        hidden, _ = backend.hidden_states([prompt], [[len(prompt) - 1]])
         everything = np.arange(VOCABULARY_SIZE)
         _, greedy = backend.project(hidden, np.zeros(VOCABULARY_SIZE, dtype=np.int64), everything)
         prompt.append(int(np.flatnonzero(greedy)[0]))
