@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from harness.data import Split, cached_split
 from harness.data.sampling import sample_documents
 from harness.errors import UserError
+from harness.models.chat import Template
 from harness.models.heads import HeadLayout, make_layout
 from harness.scoring.encoding import TextEncoder
+from harness.tasks import Row, get_task
 from harness.tasks.prompts import ChosenTask, choose
-from harness.tasks.rendering import load_tasks, uses_chat_template
+from harness.tasks.rendering import load_tasks
 from harness.training.distilled import DistilledData, numbered, soft_targets
-from harness.training.examples import Example, make_examples
+from harness.training.examples import Encoding, Example, make_examples
 from harness.training.recipe import Recipe
 
+log = logging.getLogger(__name__)
+
+# By (task, split).
 Splits = Mapping[tuple[str, str], Split]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Examples by task, to train on and to validate with."""
+
+    train: Mapping[str, Sequence[Example]]
+    validation: Mapping[str, Sequence[Example]]
+
+    def all(self) -> list[Example]:
+        """Return all examples: those to train on, then those to validate with."""
+        return [example for part in (self.train, self.validation) for found in part.values() for example in found]
 
 
 @dataclass(frozen=True)
@@ -25,24 +42,23 @@ class TrainingData:
     """Examples of every task, and how they were made.
 
     Attributes:
-        chosen: task -> its file and prompt.
-        train, validation: task -> examples.
-        layout: of the heads that they are encoded for.
-        chat_template: whether the tokenizer's chat template was applied.
+        examples: To train on and to validate with.
+        chosen: Task -> its file and prompt.
+        layout: Of the heads that the examples are encoded for.
+        template: The chat template and whether it was applied.
     """
 
+    examples: Examples
     chosen: dict[str, ChosenTask]
-    train: dict[str, list[Example]]
-    validation: dict[str, list[Example]]
     layout: HeadLayout
-    chat_template: bool
+    template: Template
 
 
-def load_splits(recipe: Recipe, data: str, say: Callable[[str], None]) -> Splits:
-    """The documents of every task of a recipe, by (task, split).
+def load_splits(recipe: Recipe, data: str) -> Splits:
+    """Return the documents of every task of a recipe.
 
     Raises:
-        UserError: a task has no documents in a split, or they cannot be read.
+        UserError: A task has no documents in a split, or they cannot be read.
     """
     splits = {}
     for task in recipe.tasks:
@@ -51,64 +67,66 @@ def load_splits(recipe: Recipe, data: str, say: Callable[[str], None]) -> Splits
             if not found.documents:
                 raise UserError(f"{task} has no {split} documents in {data}", "leave the task out of the recipe")
             for warning in found.warnings:
-                say(f"warning: {warning}")
+                log.warning("%s", warning)
             splits[task, split] = found
     return splits
 
 
-def prepare(
-    recipe: Recipe,
-    data: str,
-    splits: Splits,
-    tokenizer: Any,
-    say: Callable[[str], None],
-    distilled: DistilledData | None = None,
+def prepare_data(
+    recipe: Recipe, data: str, splits: Splits, template: Template, distilled: DistilledData | None = None
 ) -> TrainingData:
-    """Renders, encodes and packs all documents that a training run may read, with what a teacher said of them."""
-    encoder = TextEncoder(tokenizer)
-    chat_template = uses_chat_template(tokenizer, "auto")
+    """Render, encode and pack all documents that a training run may read, with what a teacher said of them.
+
+    Args:
+        recipe: The tasks, their prompts and limits.
+        data: The source of the documents.
+        splits: The documents, from `load_splits`.
+        template: Of the base model's tokenizer.
+        distilled: A teacher's labels and documents.
+    """
     layout = make_layout(recipe.kinds())
+    encoding = Encoding(TextEncoder(template.tokenizer), template, layout, recipe.max_tokens)
     chosen = {task: choose([task], part.prompt)[0] for task, part in recipe.tasks.items()}
-    tasks = load_tasks(list(chosen.values()), data=data, split="validation")
+    renderers = load_tasks(list(chosen.values()), data=data, split="validation")
     found: dict[str, dict[str, list[Example]]] = {"train": {}, "validation": {}}
     for task, part in recipe.tasks.items():
-        limits = {"train": part.limit, "validation": recipe.evaluate_limit}
-        for split, limit in limits.items():
+        for split, limit in (("train", part.limit), ("validation", recipe.evaluate_limit)):
             rows = [document.row() for document in splits[task, split].documents]
             if limit is not None:
                 rows = sample_documents(rows, limit, recipe.seed)
             if distilled and split == "train":
                 rows += _written_rows(distilled, task, splits[task, split])
-            found[split][task] = make_examples(
-                task, tasks[f"rsg_{task}"], rows, encoder, tokenizer, layout, recipe.max_tokens, chat_template
-            )
+            renderer = renderers[chosen[task].file.full_name]
+            found[split][task] = make_examples(get_task(task), renderer, rows, encoding)
         if distilled:
-            found["train"][task] = _with_soft_labels(distilled, task, found["train"][task], say)
-        examples = found["train"][task]
-        tokens = sum(len(example.packed) for example in examples)
-        cut = sum(example.cut > 0 for example in examples)
-        note = f", {cut} passages cut to {recipe.max_tokens} tokens" if cut else ""
-        say(f"{task}: {len(examples)} train documents, {tokens:,} tokens packed{note}")
-    return TrainingData(chosen, found["train"], found["validation"], layout, chat_template)
+            found["train"][task] = _with_soft_labels(distilled, task, found["train"][task])
+        _log_size(task, found["train"][task], recipe.max_tokens)
+    return TrainingData(Examples(found["train"], found["validation"]), chosen, layout, template)
 
 
-def _written_rows(distilled: DistilledData, task: str, train: Split) -> list[dict[str, Any]]:
-    """The documents that a teacher wrote for a task, with an idx that no train document has."""
+def _log_size(task: str, examples: Sequence[Example], max_tokens: int) -> None:
+    tokens = sum(len(example.packed) for example in examples)
+    cut = sum(example.cut > 0 for example in examples)
+    note = f", {cut} passages cut to {max_tokens} tokens" if cut else ""
+    log.info("%s: %d train documents, %s tokens packed%s", task, len(examples), f"{tokens:,}", note)
+
+
+def _written_rows(distilled: DistilledData, task: str, train: Split) -> list[Row]:
+    """Return the documents that a teacher wrote for a task, with an idx that no train document has."""
     written = distilled.documents.get(task, [])
     # Only tasks whose idx is a number have any.
     return numbered(written, 1 + max(document.row()["idx"] for document in train.documents)) if written else []
 
 
-def _with_soft_labels(
-    distilled: DistilledData, task: str, examples: list[Example], say: Callable[[str], None]
-) -> list[Example]:
-    """The examples with a teacher's labels. Says how many there are, and how many are of other documents."""
+def _with_soft_labels(distilled: DistilledData, task: str, examples: list[Example]) -> list[Example]:
+    """Return the examples with a teacher's labels; log how many there are, and how many are of other documents."""
     targets = [soft_targets(distilled, task, example.docs, example.questions) for example in examples]
     stale = sum(count for _, count in targets)
     if stale:
-        say(
-            f"warning: {task}: {stale} soft labels are left out: the documents are not those that the teacher saw; "
-            "distil them again"
+        log.warning(
+            "%s: %d soft labels are left out: the documents are not those that the teacher saw; distil them again",
+            task,
+            stale,
         )
     labelled = [
         replace(example, soft=soft) if soft.any() else example
@@ -116,5 +134,6 @@ def _with_soft_labels(
     ]
     rows = sum(len(example.docs) for example in examples)
     soft_rows = sum(round(float(example.soft.sum())) for example in labelled if example.soft is not None)
-    say(f"{task}: {soft_rows} of {rows} questions with a soft label, {len(distilled.documents.get(task, []))} written")
+    written = len(distilled.documents.get(task, []))
+    log.info("%s: %d of %d questions with a soft label, %d written", task, soft_rows, rows, written)
     return labelled

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from harness.data import DOCUMENTS
 from harness.distillation.lines import LabelLine, document_hash, document_name, read_lines
 from harness.errors import UserError
 from harness.settings import read_settings
+from harness.tasks import Row, get_task
 
 
 @dataclass(frozen=True)
@@ -31,19 +31,19 @@ class DistilledData:
     """What some distillations hold.
 
     Attributes:
-        teachers: that answered.
-        soft: document's name -> its label.
-        documents: task -> rows that a teacher wrote.
+        teachers: The models that answered.
+        soft: A document's name -> its label.
+        documents: Task -> rows that a teacher wrote.
         fingerprint: SHA-256 over all lines, whatever their order.
     """
 
     teachers: tuple[str, ...]
     soft: Mapping[str, SoftLabel]
-    documents: Mapping[str, Sequence[dict[str, Any]]]
+    documents: Mapping[str, Sequence[Row]]
     fingerprint: str
 
     def record(self) -> dict[str, Any]:
-        """What a resumed training must agree with, and a checkpoint says of itself."""
+        """Return what a resumed training must have in common with the first, and what a checkpoint records."""
         return {
             "fingerprint": self.fingerprint,
             "teachers": list(self.teachers),
@@ -53,14 +53,14 @@ class DistilledData:
 
 
 def read_distilled(directories: Sequence[Path]) -> DistilledData:
-    """Reads distillations.
+    """Read distillations.
 
     Raises:
-        UserError: one is damaged or has no lines, or two label the same document.
+        UserError: One is damaged or has no lines, or two label the same document.
     """
     teachers: dict[str, None] = {}
     soft: dict[str, SoftLabel] = {}
-    documents: dict[str, list[dict[str, Any]]] = {}
+    documents: dict[str, list[Row]] = {}
     hashes: list[str] = []
     for directory in directories:
         read_settings(directory)
@@ -72,7 +72,7 @@ def read_distilled(directories: Sequence[Path]) -> DistilledData:
                 name = document_name(line.task, line.idx)
                 if name in soft:
                     raise UserError(
-                        f"{directory} labels {name} once more", "name one distillation with labels of a task"
+                        f"{directory} labels {name} once more", "name only one distillation with labels of a task"
                     )
                 if line.probabilities is not None:
                     soft[name] = SoftLabel(line.document_sha256, tuple(line.probabilities))
@@ -84,32 +84,31 @@ def read_distilled(directories: Sequence[Path]) -> DistilledData:
     return DistilledData(tuple(teachers), soft, documents, fingerprint)
 
 
-def _checked(task: str, row: dict[str, Any], directory: Path) -> dict[str, Any]:
+def _checked(task: str, row: Row, directory: Path) -> Row:
+    """Return a written document by the schema of its task."""
     try:
-        return DOCUMENTS[task].model_validate(row).row()
-    except (ValidationError, KeyError) as error:
+        return get_task(task).document.model_validate(row).row()
+    except (ValidationError, UserError) as error:
         raise UserError(f"{directory}: a written document does not fit {task}", "delete its line") from error
 
 
-def numbered(rows: Sequence[dict[str, Any]], first: int) -> list[dict[str, Any]]:
-    """Written documents with idx from `first` on, which no official document has."""
+def numbered(rows: Sequence[Row], first: int) -> list[Row]:
+    """Return written documents with an idx from `first` on, which no official document has."""
     return [{**row, "idx": first + number} for number, row in enumerate(rows)]
 
 
-def soft_targets(
-    data: DistilledData, task: str, rows: Sequence[dict[str, Any]], questions: np.ndarray
-) -> tuple[np.ndarray, int]:
-    """A training example's soft labels.
+def soft_targets(data: DistilledData, task: str, rows: Sequence[Row], questions: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return a training example's soft labels.
 
     Args:
-        data: the teacher's labels.
-        task: short name.
-        rows: of the document, one a question.
-        questions: for each choice the number of its question, int64 [choices].
+        data: The teacher's labels.
+        task: The task's name.
+        rows: Of the document, one per question.
+        questions: The number of each choice's question, int64 [choices].
 
     Returns:
-        (the teacher's probability of each choice, float32 [choices], zeros in a question without a label;
-        labels that were left out, since the document is no longer the one that the teacher saw).
+        (The teacher's probability of each choice, float32 [choices], zeros in a question without a label;
+        number of labels left out because the document is no longer the one that the teacher saw).
     """
     found = np.zeros(len(questions), dtype=np.float32)
     stale = 0

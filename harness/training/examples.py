@@ -1,25 +1,21 @@
-"""Documents of a task to training examples: rendered by the task's YAML, encoded, packed, with their right answers."""
+"""Documents to training examples: rendered by the task file, encoded, packed, with their right choices."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from harness.data import document_key
+from harness.models.chat import Template
 from harness.models.heads import HeadLayout, head_sequences
 from harness.scoring.encoding import ScoredSequence, TextEncoder
 from harness.scoring.packing import PackedSequence, pack
+from harness.tasks import Row, Task, document_key
 from harness.tasks.rendering import render_document
 
-# What may be shortened where a document is longer than the recipe's limit: the text that is asked about, never the
-# question, the answers or the sentence to be judged.
-_PASSAGES = {"muserc": "paragraph", "danetqa": "passage", "rucos": "passage", "terra": "premise", "rcb": "premise"}
-
-
-# Sequences are cut by `max_tokens` in their passages alone, never from the left.
+# Sequences lose tokens of their passages alone, by `max_tokens`; nothing is cut from the left.
 _UNLIMITED = 1 << 30
 
 
@@ -28,18 +24,18 @@ class Example:
     """One document (for MuSeRC a paragraph with all its answers), as one packed sequence.
 
     Attributes:
-        task: short name.
-        docs: the rows of the document, one a question (MuSeRC: one an answer).
-        packed: its sequences, one a choice, question by question.
-        questions: for each choice the number of its question, int64 [choices].
-        right: for each choice whether it is a right one, bool [choices].
-        cut: tokens dropped from the passage.
-        soft: a teacher's probability of each choice, float32 [choices], zeros in a question without a soft label; None
+        task: The task's name.
+        docs: The rows of the document, one per question (MuSeRC: one per answer).
+        packed: Its sequences, one per choice, question by question.
+        questions: The number of each choice's question, int64 [choices].
+        right: Whether each choice is a right one, bool [choices].
+        cut: Tokens dropped from the passage.
+        soft: A teacher's probability of each choice, float32 [choices], zeros in a question without a soft label; None
             where the document has none.
     """
 
     task: str
-    docs: tuple[dict[str, Any], ...]
+    docs: tuple[Row, ...]
     packed: PackedSequence
     questions: np.ndarray
     right: np.ndarray
@@ -47,87 +43,75 @@ class Example:
     soft: np.ndarray | None = None
 
 
-def make_examples(
-    name: str,
-    task: Any,
-    rows: Iterable[dict[str, Any]],
-    encoder: TextEncoder,
-    tokenizer: Any,
-    layout: HeadLayout,
-    max_tokens: int,
-    chat_template: bool,
-) -> list[Example]:
-    """Examples of a task's documents, in their order.
+@dataclass(frozen=True)
+class Encoding:
+    """How rendered documents become token sequences.
+
+    Attributes:
+        encoder: Of the base model's tokenizer.
+        template: The chat template and whether it is applied.
+        layout: Of the heads.
+        max_tokens: A longer sequence loses tokens from the end of its passage.
+    """
+
+    encoder: TextEncoder
+    template: Template
+    layout: HeadLayout
+    max_tokens: int
+
+
+def make_examples(task: Task, renderer: Any, rows: Iterable[Row], encoding: Encoding) -> list[Example]:
+    """Return the examples of a task's documents, in their order.
 
     Args:
-        name: short name of the task.
-        task: lm-eval's task, which renders.
-        rows: the documents' rows; rows of one document stand together.
-        encoder, tokenizer: of the base model.
-        layout: of the heads.
-        max_tokens: a longer sequence loses tokens from the end of its passage.
-        chat_template: render through the tokenizer's chat template.
+        task: The task.
+        renderer: lm-eval's task object with the chosen prompt.
+        rows: The documents' rows.
+        encoding: How they become token sequences.
     """
-    documents: dict[Any, list[dict[str, Any]]] = {}
+    documents: dict[Hashable, list[Row]] = {}
     for row in rows:
         documents.setdefault(document_key(row), []).append(row)
-    return [
-        _example(name, task, docs, encoder, tokenizer, layout, max_tokens, chat_template) for docs in documents.values()
-    ]
+    return [_example(task, renderer, docs, encoding) for docs in documents.values()]
 
 
-def _example(
-    name: str,
-    task: Any,
-    docs: list[dict[str, Any]],
-    encoder: TextEncoder,
-    tokenizer: Any,
-    layout: HeadLayout,
-    max_tokens: int,
-    chat_template: bool,
-) -> Example:
-    def encoded(shown: list[dict[str, Any]]) -> list[list[ScoredSequence]]:
-        requests = [[r.args for r in render_document(task, doc, tokenizer, chat_template)] for doc in shown]
-        return [head_sequences(encoder, layout, name, pairs, _UNLIMITED) for pairs in requests]
-
-    questions = encoded(docs)
+def _example(task: Task, renderer: Any, docs: list[Row], encoding: Encoding) -> Example:
+    questions = _encoded(task, renderer, docs, encoding)
     whole = longest = _longest(questions)
     excess = 0
-    while longest > max_tokens and name in _PASSAGES and excess < whole:
-        # More than once where the prompt does not show all of a passage's text (RuCoS's marks).
-        excess += longest - max_tokens
-        questions = encoded([_shortened(doc, _PASSAGES[name], excess, encoder) for doc in docs])
+    while longest > encoding.max_tokens and task.passage and excess < whole:
+        # More than one round where the prompt does not show all of a passage's text (RuCoS's marks).
+        excess += longest - encoding.max_tokens
+        shortened = [_shortened(doc, task.passage, excess, encoding.encoder) for doc in docs]
+        questions = _encoded(task, renderer, shortened, encoding)
         longest = _longest(questions)
-    flat = [sequence for question in questions for sequence in question]
-    numbers = [number for number, question in enumerate(questions) for _ in question]
     right = [
         is_right
         for doc, question in zip(docs, questions, strict=True)
-        for is_right in right_choices(name, doc, len(question))
+        for is_right in task.right_choices(doc, len(question))
     ]
     return Example(
-        name,
-        tuple(docs),
-        pack(flat),
-        np.array(numbers, dtype=np.int64),
-        np.array(right, dtype=bool),
-        whole - longest,
+        task=task.name,
+        docs=tuple(docs),
+        packed=pack([sequence for question in questions for sequence in question]),
+        questions=np.array([number for number, question in enumerate(questions) for _ in question], dtype=np.int64),
+        right=np.array(right, dtype=bool),
+        cut=whole - longest,
     )
+
+
+def _encoded(task: Task, renderer: Any, docs: Sequence[Row], encoding: Encoding) -> list[list[ScoredSequence]]:
+    """Return the sequences of each document's choices."""
+    rendered = [[request.args for request in render_document(renderer, doc, encoding.template)] for doc in docs]
+    return [head_sequences(encoding.encoder, encoding.layout, task.name, pairs, _UNLIMITED) for pairs in rendered]
 
 
 def _longest(questions: Sequence[Sequence[ScoredSequence]]) -> int:
     return max(len(sequence.tokens) for question in questions for sequence in question)
 
 
-def right_choices(task: str, doc: dict[str, Any], choices: int) -> list[bool]:
-    """Which choices are right: one by the label, for RuCoS every entity that is among the answers."""
-    if task == "rucos":
-        return [entity in doc["answers"] for entity in doc["entities"]]
-    return [choice == doc["label"] for choice in range(choices)]
-
-
-def _shortened(doc: dict[str, Any], field: str, excess: int, encoder: TextEncoder) -> dict[str, Any]:
-    """The document with `excess` tokens fewer in its passage, cut from the end at a space."""
+def _shortened(doc: Row, field: str, excess: int, encoder: TextEncoder) -> Row:
+    """Return the document with at least `excess` tokens fewer in its passage, cut from the end at a space."""
     text = doc[field]
     tokens = len(encoder.encode(text))
     share = max(0.0, 1 - (excess + 1) / tokens)

@@ -2,7 +2,7 @@
 
 Autograd through transformers' Gemma3RMSNorm keeps and revisits a float32 copy for every operation in it. Here the
 backward pass is written out: with x̂ = x / rms(x) and g the incoming gradient times (1 + weight), the gradient of x is
-(g − x̂ · mean(g · x̂)) / rms(x). Twice as fast on a CPU, and a tenth of a training step.
+(g − x̂ · mean(g · x̂)) / rms(x). It is twice as fast on a CPU, which saves a tenth of a training step.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 
 class _RmsNorm(torch.autograd.Function):
-    """Computes in float32 and rounds once, as Gemma3RMSNorm does."""
+    """Compute in float32 and round once, as Gemma3RMSNorm does."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, scale: torch.Tensor, eps: float) -> torch.Tensor:
@@ -33,7 +33,7 @@ class _RmsNorm(torch.autograd.Function):
 
 
 def replace_frozen_norms(layers: Any) -> None:
-    """Lets the norms of these layers compute by the formula above, unless their weights are trained."""
+    """Replace the norms of these layers by the formula above, except those whose weights are trained."""
     for module in layers.modules():
         if type(module).__name__ == "Gemma3RMSNorm" and not module.weight.requires_grad:
             module.register_buffer("scale", 1.0 + module.weight.detach().float(), persistent=False)

@@ -1,4 +1,4 @@
-"""One loss over all tasks: cross-entropy over each question's choices, weighted by task."""
+"""The loss over all tasks: cross-entropy over each question's choices, weighted by task."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from harness.training.recipe import DistillationRecipe, Recipe
 
 
 def question_losses(scores: torch.Tensor, questions: torch.Tensor, right: torch.Tensor, count: int) -> torch.Tensor:
-    """−log of the probability that a softmax over the question's choices gives to its right ones.
+    """Return −log of the probability that a softmax over the question's choices gives to its right ones.
 
     For one right choice of several this is cross-entropy; for two choices, one of which scores 0, binary cross-entropy.
 
     Args:
         scores: float32 [choices].
-        questions: int64 [choices], the question of each choice.
+        questions: The question of each choice, int64 [choices].
         right: bool [choices].
-        count: number of questions.
+        count: Number of questions.
 
     Returns:
         float32 [questions].
@@ -42,16 +42,17 @@ def distilled_losses(
     questions: torch.Tensor,
     distillation: DistillationRecipe,
 ) -> torch.Tensor:
-    """The questions' losses, with a teacher's soft labels where they have any.
+    """Return the questions' losses, mixed with a teacher's soft labels where they have any.
 
-    (1 − w) · loss + w · T² · KL(teacher_T ‖ student_T), where p_T is the distribution p softened: p ** (1 / T), made to
-    sum to 1 (Hinton et al. 2015, https://arxiv.org/abs/1503.02531). T² keeps the gradients' size whatever T is.
+    The loss is (1 − w) · loss + w · T² · KL(teacher_T ‖ student_T), where p_T is the distribution p softened:
+    p ** (1 / T), normalised (Hinton et al. 2015, https://arxiv.org/abs/1503.02531). T² keeps the gradients' size
+    whatever T is.
 
     Args:
-        losses: cross-entropies, float32 [questions].
+        losses: Cross-entropies, float32 [questions].
         scores: float32 [choices].
-        soft: the teacher's probabilities, float32 [choices]; zeros in a question without a soft label.
-        questions: int64 [choices], the question of each choice.
+        soft: The teacher's probabilities, float32 [choices]; zeros in a question without a soft label.
+        questions: The question of each choice, int64 [choices].
         distillation: w and T.
 
     Returns:
@@ -69,7 +70,7 @@ def distilled_losses(
 
 
 def batch_soft_labels(examples: Sequence[Example], device: torch.device) -> torch.Tensor | None:
-    """The teacher's probabilities of a batch's choices, float32 [choices]; None where no document has any."""
+    """Return the teacher's probabilities of a batch's choices, float32 [choices]; None where no document has any."""
     if all(example.soft is None for example in examples):
         return None
     soft = [
@@ -79,7 +80,7 @@ def batch_soft_labels(examples: Sequence[Example], device: torch.device) -> torc
 
 
 def batch_targets(examples: Sequence[Example], device: torch.device) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """(question of each choice, whether the choice is right, number of questions) of a batch."""
+    """Return (question of each choice, whether the choice is right, number of questions) of a batch."""
     questions, count = [], 0
     for example in examples:
         questions.append(example.questions + count)
@@ -89,11 +90,11 @@ def batch_targets(examples: Sequence[Example], device: torch.device) -> tuple[to
 
 
 def task_weights(recipe: Recipe, documents: Mapping[str, int]) -> dict[str, float]:
-    """The weight of each task's loss before anything is learned.
+    """Return the weight of each task's loss before anything is learned.
 
     Args:
-        recipe: says how.
-        documents: examples by task.
+        recipe: Says how they are weighted.
+        documents: Number of examples by task.
     """
     if recipe.loss.weights == "fixed":
         return {task: part.weight for task, part in recipe.tasks.items()}
@@ -111,17 +112,17 @@ def batch_loss(
     weight: float,
     log_variance: torch.Tensor | None,
 ) -> torch.Tensor:
-    """A batch's part of the loss: its questions' mean, weighted by class and by task.
+    """Return a batch's part of the loss: its questions' mean, weighted by class and by task.
 
     Args:
         losses: float32 [questions].
         labels: int64 [questions], where class weights are given.
-        class_weights: factors of a question's loss by its label.
-        weight: of the task.
-        log_variance: the task's learned log σ², with which its part is exp(−s) · loss + s / 2 (Kendall et al. 2018).
+        class_weights: Factors of a question's loss by its label.
+        weight: Of the task.
+        log_variance: The task's learned log σ², with which its part is exp(−s) · loss + s / 2 (Kendall et al. 2018).
     """
     if class_weights is not None and labels is not None:
-        # Not divided by the batch's weights: in a batch of few documents that would undo them.
+        # Not divided by the sum of the batch's weights: in a batch of few documents that would undo them.
         mean = (losses * torch.tensor(list(class_weights), device=losses.device)[labels]).mean()
     else:
         mean = losses.mean()

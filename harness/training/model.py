@@ -1,7 +1,7 @@
 """The multitask model: one Gemma-3 text model, its lower layers frozen, and a row of head weights for each answer.
 
-The lower part (embeddings and frozen layers) and the upper part (the rest) run apart, so that what the lower part gives
-can be kept from one epoch to the next.
+The lower part (embeddings and frozen layers) and the upper part (the rest) run separately, so that the output of the
+lower part can be kept from one epoch to the next.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
-from adapters.packed_attention import PACKED_ATTENTION
+from adapters.torch_attention import PACKED_ATTENTION
 from harness.errors import UserError
 from harness.models.heads import HeadLayout
 from harness.quiet import quiet_libraries
@@ -28,7 +28,7 @@ from harness.training.recipe import LoraRecipe, Recipe
 
 # Positions projected to the whole vocabulary at a time: 128 rows of 262,144 logits are 128 MB in float32.
 POSITION_CHUNK = 128
-# Of a standardised hidden state: values that hardly differ between documents are not blown up.
+# Least standard deviation by which a hidden state is divided: values that hardly differ between documents stay small.
 SMALLEST_SCALE = 0.05
 
 
@@ -39,10 +39,10 @@ class Inputs:
     Attributes:
         tokens, positions: int64 [rows, longest].
         masks: layer type -> bool [rows, 1, longest, longest].
-        reads: int64 [reads], places in the flattened batch whose hidden states are read.
-        sources: int64 [predictions], index into `reads`.
-        predicted: int64 [predictions], token or head row.
-        choices: int64 [predictions], the choice that the prediction is a part of, counted over the batch.
+        reads: Places in the flattened batch whose hidden states are read, int64 [reads].
+        sources: Index of each prediction into `reads`, int64 [predictions].
+        predicted: Token or head row, int64 [predictions].
+        choices: The choice that each prediction is a part of, counted over the batch, int64 [predictions].
     """
 
     tokens: torch.Tensor
@@ -55,12 +55,12 @@ class Inputs:
 
 
 def make_inputs(packed: Sequence[PackedSequence], window: int, device: torch.device) -> Inputs:
-    """Stacks packed sequences into a batch.
+    """Stack packed sequences into a batch.
 
     Args:
-        packed: one or more.
-        window: the model's sliding window, in tokens.
-        device: where to.
+        packed: One or more sequences.
+        window: The model's sliding window, in tokens.
+        device: Where the batch goes.
     """
     batch: PackedBatch = stack(packed)
     width = batch.tokens.shape[1]
@@ -90,9 +90,9 @@ class MultitaskModel(nn.Module):
     """A backbone and heads.
 
     Args:
-        language_model: Gemma3ForCausalLM, with LoRA layers in it or not.
-        frozen: this many layers from below never change, nor do the embeddings.
-        layout: of the heads.
+        language_model: Gemma3ForCausalLM, with or without LoRA layers.
+        frozen: Number of the lowest layers that never change; nor do the embeddings.
+        layout: Of the heads.
     """
 
     def __init__(self, language_model: Any, frozen: int, layout: HeadLayout) -> None:
@@ -102,7 +102,7 @@ class MultitaskModel(nn.Module):
         text_model = language_model.model
         text_model.config._attn_implementation = PACKED_ATTENTION
         layers = len(text_model.layers)
-        # Views of the same modules; in a tuple, so that they are no children of this module, which would count twice.
+        # Views of the same modules; in a tuple, so that they are no children of this module and count only once.
         self._parts = (_part(text_model, 0, frozen), _part(text_model, frozen, layers))
         self.window = int(text_model.config.sliding_window)
         # Row 0 of the layout is the constant zero and no parameter.
@@ -115,21 +115,21 @@ class MultitaskModel(nn.Module):
         self.register_buffer("head_start", torch.zeros(rows, width))
         self.register_buffer("head_center", torch.zeros(rows, width))
         self.register_buffer("head_scale", torch.ones(rows, width))
-        # Learned log σ² of each task, used where the recipe weighs by uncertainty.
+        # Learned log σ² of each task, used where the recipe weights losses by uncertainty.
         self.log_variances = nn.Parameter(torch.zeros(len(layout.kinds)))
 
     @torch.no_grad()
-    def start_from_words(self, task: str, words: Sequence[Sequence[int]]) -> None:
-        """Starts a head at the vocabulary's rows of its answer words, so that training starts from zero-shot answers.
+    def start_from_verbalizers(self, task: str, verbalizers: Sequence[Sequence[int]]) -> None:
+        """Start a head at the vocabulary's rows of its verbalizers, so that training starts from zero-shot answers.
 
-        Once the head is standardised, what all documents share no longer speaks for one answer.
+        Once the head is standardised, what all documents have in common no longer favours one answer.
 
         Args:
-            task: with a classification or sigmoid head.
-            words: token ids of each label's answer word.
+            task: With a classification or sigmoid head.
+            verbalizers: Token ids of each label's word.
         """
         vocabulary = self.language_model.get_output_embeddings().weight
-        rows = [vocabulary[torch.tensor(list(word))].float().mean(0) for word in words]
+        rows = [vocabulary[torch.tensor(list(tokens))].float().mean(0) for tokens in verbalizers]
         places = self._places(task)
         if self.layout.kinds[task] == "classification":
             self.head_start[places] = torch.stack(rows).to(self.head_start)
@@ -138,15 +138,15 @@ class MultitaskModel(nn.Module):
 
     @torch.no_grad()
     def standardise(self, task: str, states: torch.Tensor) -> None:
-        """Lets a head read centred hidden states, and train on scaled ones.
+        """Let a head read centred hidden states, and train on scaled ones.
 
         At the last token of one prompt Gemma-3's states are nearly the same for all documents: a few values of about
-        100 that never change, and differences below 1. Untransformed, a step of the optimiser moves mostly the sum that
-        all documents share.
+        100 that never change, and differences below 1. On plain states, a step of the optimiser moves mostly the sum
+        that all documents have in common.
 
         Args:
-            task: of the head.
-            states: float32 [n, hidden size], what the head reads of some training documents.
+            task: Of the head.
+            states: What the head reads of some training documents, float32 [n, hidden size].
         """
         places = self._places(task)
         self.head_center[places] = states.mean(0).to(self.head_center)
@@ -157,25 +157,25 @@ class MultitaskModel(nn.Module):
 
     @torch.no_grad()
     def lower(self, inputs: Inputs) -> torch.Tensor:
-        """Hidden states after the frozen layers, [rows, longest, hidden size]."""
+        """Return the hidden states after the frozen layers, [rows, longest, hidden size]."""
         return _run(self._parts[0], inputs, inputs_embeds=None)
 
     def heads(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(weight [rows, hidden size], bias [rows]) over plain hidden states, with the constant row."""
+        """Return (weight [rows, hidden size], bias [rows]) over plain hidden states, with the constant row."""
         weight = self.head_start + self.head_weight / self.head_scale
         bias = self.head_bias - (weight * self.head_center).sum(-1)
         return functional.pad(weight, (0, 0, 1, 0)), functional.pad(bias, (1, 0))
 
     def forward(self, inputs: Inputs, lower: torch.Tensor, task: str) -> torch.Tensor:
-        """Scores of all choices of a batch of one task, float32 [choices].
+        """Return the scores of all choices of a batch of one task, float32 [choices].
 
-        Sums of log-probabilities for a likelihood head, else scores whose softmax over a question's choices gives
-        probabilities.
+        They are sums of log-probabilities for a likelihood head, else scores whose softmax over a question's choices
+        gives probabilities.
 
         Args:
-            inputs: from `make_inputs`.
-            lower: from the method of this name.
-            task: of the whole batch.
+            inputs: From `make_inputs`.
+            lower: From the method of this name.
+            task: Of the whole batch.
         """
         states = self.read_states(inputs, lower)
         if self.layout.kinds[task] == "likelihood":
@@ -188,11 +188,11 @@ class MultitaskModel(nn.Module):
         return torch.zeros(count, device=parts.device).index_add(0, inputs.choices, parts)
 
     def read_states(self, inputs: Inputs, lower: torch.Tensor) -> torch.Tensor:
-        """Last hidden states where the batch is read, [reads, hidden size]."""
+        """Return the last hidden states where the batch is read, [reads, hidden size]."""
         return _run(self._parts[1], inputs, inputs_embeds=lower).flatten(0, 1)[inputs.reads]
 
     def _log_probabilities(self, states: torch.Tensor, inputs: Inputs) -> torch.Tensor:
-        """Log-probabilities of the predicted tokens; the normalisers in the type of the weights."""
+        """Return the log-probabilities of the predicted tokens; the normalisers are computed in the weights' type."""
         vocabulary = self.language_model.get_output_embeddings().weight
         normalisers = [
             torch.logsumexp(functional.linear(some.to(vocabulary.dtype), vocabulary).float(), dim=-1)
@@ -204,7 +204,7 @@ class MultitaskModel(nn.Module):
 
 
 def _part(text_model: Any, start: int, end: int) -> Any:
-    """A text model of the layers `start` to `end`, sharing its modules."""
+    """Return a text model of the layers `start` to `end` that shares the modules of the whole one."""
     part = copy.copy(text_model)
     part._modules = dict(text_model._modules)
     part.config = copy.copy(text_model.config)
@@ -227,10 +227,10 @@ def _run(part: Any, inputs: Inputs, inputs_embeds: torch.Tensor | None) -> torch
 
 
 def count_layers(recipe: Recipe, model_dir: Path) -> int:
-    """How many the model has.
+    """Return the number of the model's layers.
 
     Raises:
-        UserError: fewer than the recipe freezes.
+        UserError: The recipe freezes more.
     """
     layers = Gemma3TextConfig.from_pretrained(model_dir).num_hidden_layers
     if recipe.frozen_layers > layers:
@@ -244,22 +244,22 @@ def count_layers(recipe: Recipe, model_dir: Path) -> int:
 def build_model(
     recipe: Recipe, model_dir: Path, layout: HeadLayout, device: torch.device, dtype: torch.dtype
 ) -> tuple[MultitaskModel, Any]:
-    """The model that a recipe trains, at its start.
+    """Load the model that a recipe trains, at its start.
 
-    Weights that are trained are float32, the others of `dtype`.
+    Trained weights are float32, the others of `dtype`.
 
     Args:
-        recipe: what is frozen, LoRA or not.
+        recipe: What is frozen, and whether LoRA is used.
         model_dir: transformers directory of the base model.
-        layout: of the heads.
-        device: where to.
-        dtype: of what is not trained.
+        layout: Of the heads.
+        device: Where the model goes.
+        dtype: Type of the weights that are not trained.
 
     Returns:
         The model, and peft's wrapper of the backbone (None without LoRA).
 
     Raises:
-        UserError: more frozen layers than there are.
+        UserError: The recipe freezes more layers than there are.
     """
     layers = count_layers(recipe, model_dir)
     torch.manual_seed(recipe.seed)
@@ -278,7 +278,7 @@ def build_model(
 
 
 def add_lora(language_model: Any, lora: LoraRecipe, layers: Sequence[int], dtype: torch.dtype) -> Any:
-    """Puts LoRA matrices into these layers, to be trained under autocast to `dtype`. Gives peft's wrapper."""
+    """Put LoRA matrices into these layers, to be trained under autocast to `dtype`; return peft's wrapper."""
     from peft import LoraConfig, get_peft_model
 
     wrapper = get_peft_model(
@@ -294,13 +294,13 @@ def add_lora(language_model: Any, lora: LoraRecipe, layers: Sequence[int], dtype
     )
     for module in language_model.modules():
         if hasattr(module, "cast_input_dtype_enabled"):
-            # Autocast brings inputs and weights to one type; peft would first widen every input to float32.
+            # Autocast casts inputs and weights to one type; peft would first cast every input to float32.
             module.cast_input_dtype_enabled = dtype is torch.float32
     return wrapper
 
 
 def trained_parameters(model: MultitaskModel, recipe: Recipe) -> dict[str, nn.Parameter]:
-    """Name -> parameter that training changes."""
+    """Return the parameters that training changes, by name."""
     found = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if recipe.loss.weights != "uncertainty":
         del found["log_variances"]

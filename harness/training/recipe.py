@@ -1,4 +1,4 @@
-"""A training recipe: one YAML file that decides a training run together with its data."""
+"""A training recipe: one YAML file that, together with its data, decides a training run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import task_configs
 from harness.errors import UserError, nearest_hint
-from harness.models.heads import DEFAULT_KINDS, HeadKind, allowed_kinds
+from harness.tasks import HeadKind, get_task, task_names
 
 RECIPE_DIR = Path(task_configs.__file__).parent / "recipes"
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -24,10 +24,10 @@ class _Part(BaseModel):
 class TaskRecipe(_Part):
     """How one task takes part."""
 
-    head: HeadKind | None = None  # None: the task's usual head
-    weight: float = Field(default=1.0, gt=0)  # of its loss, where `loss.weights` is "fixed"
+    head: HeadKind | None = None  # None: the task's default kind
+    weight: float = Field(default=1.0, gt=0)  # factor of its loss, where `loss.weights` is "fixed"
     limit: int | None = Field(default=None, ge=1)  # documents, evenly sampled from the train split
-    prompt: str | None = None  # of the task file; None: its default
+    prompt: str | None = None  # a prompt of the task file; None: its default
     class_weights: tuple[Annotated[float, Field(gt=0)], ...] | None = None  # factors of the loss by label
 
 
@@ -50,28 +50,30 @@ class LossRecipe(_Part):
 
 
 class DistillationRecipe(_Part):
-    """How a teacher's soft labels take part: (1 − weight) · cross-entropy + weight · T² · KL(teacher ‖ student), both
-    softened by the temperature T (Hinton et al. 2015, https://arxiv.org/abs/1503.02531)."""
+    """How a teacher's soft labels change the loss (Hinton et al. 2015, https://arxiv.org/abs/1503.02531).
+
+    The loss is (1 − weight) · cross-entropy + weight · T² · KL(teacher ‖ student), both softened by the temperature T.
+    """
 
     weight: float = Field(default=0.5, ge=0, le=1)
     temperature: float = Field(default=2.0, gt=0)
 
 
 class Recipe(_Part):
-    """All of a training run but its data. Sizes of batches are in tokens."""
+    """Everything about a training run except its data. Batch sizes are in tokens."""
 
     model: str
     frozen_layers: int = Field(ge=0)
     lora: LoraRecipe | None = LoraRecipe()  # null: the layers that are not frozen are trained in full
     tasks: dict[str, TaskRecipe]
-    heads_start: Literal["words", "zero"] = "words"  # words: at the vocabulary's rows of the answer words
+    heads_start: Literal["words", "zero"] = "words"  # words: at the vocabulary's rows of the prompt's verbalizers
     loss: LossRecipe = LossRecipe()
     distillation: DistillationRecipe = DistillationRecipe()  # where train is given --distilled
     steps: int = Field(ge=1)
-    batches_per_step: int = Field(default=4, ge=1)  # batches whose gradients are summed, each of one task
+    batches_per_step: int = Field(default=4, ge=1)  # batches whose gradients are averaged, each of one task
     batch_tokens: int = Field(default=1024, ge=16)
-    max_tokens: int = Field(default=1024, ge=16)  # of one prompt; passages are cut to fit
-    # A task's share of the batches is its tokens ** (1 / temperature).
+    max_tokens: int = Field(default=1024, ge=16)  # longest prompt; passages are cut to fit
+    # A task's share of the batches is proportional to its tokens ** (1 / temperature).
     sampling_temperature: float = Field(default=2.0, gt=0)
     learning_rate: float = Field(gt=0)
     heads_learning_rate: float = Field(gt=0)
@@ -80,27 +82,28 @@ class Recipe(_Part):
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     max_gradient_norm: float = Field(default=1.0, gt=0)
     evaluate_every: int = Field(default=100, ge=1)  # steps
-    evaluate_limit: int | None = Field(default=200, ge=1)  # documents a task
+    evaluate_limit: int | None = Field(default=200, ge=1)  # documents per task
     save_every: int = Field(default=50, ge=1)  # steps between states to resume from
     patience: int | None = Field(default=None, ge=1)  # evaluations without a better mean before training stops
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    frozen_cache_gb: float = Field(default=20.0, ge=0)  # at most this much disk for the frozen layers' output; 0: none
+    frozen_cache_gb: float = Field(default=20.0, ge=0)  # disk for the output of the frozen layers, GiB; 0: none
     seed: int = 1234
 
     def kinds(self) -> dict[str, HeadKind]:
-        """Task -> kind of its head."""
-        return {task: part.head or DEFAULT_KINDS[task] for task, part in self.tasks.items()}
+        """Return the kind of every task's head, in the recipe's order."""
+        return {task: part.head or get_task(task).head for task, part in self.tasks.items()}
 
 
 def recipe_names() -> list[str]:
+    """Return the names of the bundled recipes."""
     return sorted(path.stem for path in RECIPE_DIR.glob("*.yaml"))
 
 
 def load_recipe(name: str) -> Recipe:
-    """A bundled recipe by its name, or a YAML file by its path.
+    """Load a bundled recipe by its name, or a YAML file by its path.
 
     Raises:
-        UserError: no such recipe, no YAML, an unknown key, a value that cannot be.
+        UserError: No such recipe, no YAML, an unknown key or task, or a value that is not allowed.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPE_DIR / f"{name}.yaml"
     if not path.is_file():
@@ -108,7 +111,7 @@ def load_recipe(name: str) -> Recipe:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {getattr(error, 'problem', error)}", "mend the file") from error
+        raise UserError(f"{path}: not valid YAML: {getattr(error, 'problem', error)}", "fix the file") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: a recipe is a mapping of keys", f"see {RECIPE_DIR / 'gemma-3-270m.yaml'}")
     if isinstance(values.get("tasks"), dict):
@@ -117,18 +120,19 @@ def load_recipe(name: str) -> Recipe:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
         raise _explained(path, error) from error
-    _check_tasks(path, recipe)
+    _check_recipe(path, recipe)
     return recipe
 
 
 def _explained(path: Path, error: ValidationError) -> UserError:
-    # Unknown keys first: a misspelt one is also a missing one.
+    """Return the first fault as an error for the user."""
+    # Unknown keys first: a misspelt key is also a missing one.
     first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         known = list(_keys_at(first["loc"]))
         return UserError(f"{path}: unknown key {where!r}", nearest_hint(str(first["loc"][-1]), known, "keys here"))
-    return UserError(f"{path}: {where}: {first['msg'].lower()}", "mend the recipe")
+    return UserError(f"{path}: {where}: {first['msg'].lower()}", "fix the recipe")
 
 
 def _keys_at(location: tuple[Any, ...]) -> Iterator[str]:
@@ -142,33 +146,34 @@ def _keys_at(location: tuple[Any, ...]) -> Iterator[str]:
     yield from model.model_fields
 
 
-def _check_tasks(path: Path, recipe: Recipe) -> None:
+def _check_recipe(path: Path, recipe: Recipe) -> None:
     if not recipe.tasks:
-        raise UserError(f"{path}: no tasks to train on", f"tasks: {', '.join(DEFAULT_KINDS)}")
-    for task, part in recipe.tasks.items():
-        if task == "lidirus":
-            raise UserError(
-                f"{path}: lidirus is a test set and is never trained on", "leave it out: terra's head answers it"
-            )
-        if task not in DEFAULT_KINDS:
-            raise UserError(f"{path}: unknown task {task!r}", nearest_hint(task, DEFAULT_KINDS, "tasks"))
-        if part.head and part.head not in allowed_kinds(task):
-            raise UserError(
-                f"{path}: {task} cannot have a {part.head} head", f"it takes {', '.join(allowed_kinds(task))}"
-            )
-        if part.class_weights is not None and (
-            recipe.kinds()[task] == "ranking" or len(part.class_weights) != _labels(task)
-        ):
-            raise UserError(
-                f"{path}: tasks.{task}.class_weights does not fit", f"one number for each of its {_labels(task)} labels"
-            )
+        raise UserError(f"{path}: no tasks to train on", f"tasks: {', '.join(_trainable())}")
+    for name, part in recipe.tasks.items():
+        _check_task(path, name, part)
     unknown = set(recipe.lora.targets) - set(_PROJECTIONS) if recipe.lora else set()
     if unknown:
         name = sorted(unknown)[0]
         raise UserError(f"{path}: lora.targets: no {name!r}", nearest_hint(name, _PROJECTIONS, "targets"))
 
 
-def _labels(task: str) -> int:
-    from harness.data import LABELS
+def _check_task(path: Path, name: str, part: TaskRecipe) -> None:
+    if name not in task_names():
+        raise UserError(f"{path}: unknown task {name!r}", nearest_hint(name, _trainable(), "tasks"))
+    task = get_task(name)
+    if not task.is_trainable:
+        answered = f": the head of {task.borrows} answers it" if task.borrows else ""
+        raise UserError(f"{path}: {name} is a test set and is never trained on", f"leave it out{answered}")
+    if part.head and part.head not in task.head_kinds:
+        raise UserError(f"{path}: {name} cannot have a {part.head} head", f"it takes {', '.join(task.head_kinds)}")
+    if part.class_weights is not None:
+        count = len(task.labels)
+        if (part.head or task.head) == "ranking" or len(part.class_weights) != count:
+            raise UserError(
+                f"{path}: tasks.{name}.class_weights does not fit", f"one number for each of its {count} labels"
+            )
 
-    return len(LABELS[task])
+
+def _trainable() -> list[str]:
+    """Return the names of all tasks with a train split, those that a user added too."""
+    return [name for name in task_names() if get_task(name).is_trainable]

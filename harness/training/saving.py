@@ -1,11 +1,12 @@
-"""A model in training to a checkpoint."""
+"""A trained model to a checkpoint, with its training record and its model card."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.models.checkpoint import (
     ADAPTER,
@@ -13,96 +14,181 @@ from harness.models.checkpoint import (
     HEADS,
     LAYERS,
     BaseReference,
+    TaskHead,
+    TrainingRecord,
+    ValidationRecord,
     head_descriptions,
     write_checkpoint,
 )
 from harness.models.resolve import LocalModel
 from harness.records import provenance
+from harness.tasks import get_task, task_names
 from harness.tasks.prompts import prompt_hash
-from harness.training.card import model_card
-from harness.training.data import TrainingData
-from harness.training.model import MultitaskModel
-from harness.training.recipe import Recipe
-from harness.training.trainer import Evaluation
+
+if TYPE_CHECKING:  # adaptation reads the notice alone, which needs no tensor library
+    from harness.training.data import TrainingData
+    from harness.training.model import MultitaskModel
+    from harness.training.recipe import Recipe
+    from harness.training.validation import ValidationScores
+
+GEMMA_NOTICE = (
+    "Gemma is provided under and subject to the Gemma Terms of Use found at https://ai.google.dev/gemma/terms. "
+    "This checkpoint is a Model Derivative of Gemma: the weights here were modified, as described below, "
+    "and their use is bound by the same terms and by the Gemma Prohibited Use Policy "
+    "(https://ai.google.dev/gemma/prohibited_use_policy)."
+)
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model and how it was trained.
+
+    Attributes:
+        recipe: What was done.
+        base: The model that training started from.
+        data: What it was trained on.
+        model: The trained model.
+        wrapper: peft's, or None where layers were trained in full.
+    """
+
+    recipe: Recipe
+    base: LocalModel
+    data: TrainingData
+    model: MultitaskModel
+    wrapper: Any
 
 
 def training_record(
-    settings: Mapping[str, Any], data: TrainingData, evaluation: Evaluation, command: str, processes: int
-) -> dict[str, Any]:
-    """What a checkpoint says of its training.
+    settings: Mapping[str, Any], data: TrainingData, scores: ValidationScores, command: str, processes: int
+) -> TrainingRecord:
+    """Return what a checkpoint records of its training.
 
     Args:
-        settings: that decided the numbers: the recipe, the hashes of the data.
-        data: what it was trained on.
-        evaluation: of the model that is saved.
-        command: that was called.
-        processes: that shared the work.
+        settings: Everything that decided the numbers: the recipe, the hashes of the data.
+        data: What the model was trained on.
+        scores: On validation, of the model that is saved.
+        command: The command line.
+        processes: Number of processes that shared the work.
     """
     recipe = settings["recipe"]
-    return {
-        "recipe": recipe,
-        "step": evaluation.step,
-        "validation": {"limit": recipe["evaluate_limit"], "mean": evaluation.mean, "figures": evaluation.figures},
-        "data": settings["data"],
-        "distilled": settings["distilled"],
-        "documents": {task: len(examples) for task, examples in data.train.items()},
-        "versions": provenance.versions(),
-        "machine": provenance.machine(),
-        "git_commit": provenance.git_commit(),
-        "command": command,
-        "processes": processes,
-    }
+    return TrainingRecord(
+        recipe=recipe,
+        step=scores.step,
+        validation=ValidationRecord(limit=recipe["evaluate_limit"], mean=scores.mean, figures=scores.scores),
+        data=settings["data"],
+        distilled=settings["distilled"],
+        documents={task: len(examples) for task, examples in data.examples.train.items()},
+        versions=provenance.versions(),
+        machine=provenance.machine(),
+        git_commit=provenance.git_commit(),
+        command=command,
+        processes=processes,
+    )
 
 
-def save_checkpoint(
-    directory: Path,
-    name: str,
-    recipe: Recipe,
-    base: LocalModel,
-    data: TrainingData,
-    model: MultitaskModel,
-    wrapper: Any,
-    record: dict[str, Any],
-) -> None:
-    """Writes heads and what was trained of the backbone.
+def save_checkpoint(directory: Path, name: str, trained: TrainedModel, record: TrainingRecord) -> None:
+    """Write the heads and what was trained of the backbone, as a checkpoint.
 
     Args:
-        directory: must not exist yet.
-        name: of the checkpoint.
-        recipe, base, data: that the model was trained by, from and on.
-        model: trained.
-        wrapper: peft's, or None where layers were trained in full.
-        record: from `training_record`.
+        directory: Must not exist yet.
+        name: Of the checkpoint.
+        trained: The model.
+        record: Of its training, from `training_record`.
 
     Raises:
-        UserError: the disk is full or the directory cannot be written.
+        UserError: The disk is full or the directory cannot be written.
     """
-    weight, bias = model.heads()
+    weight, bias = trained.model.heads()
     tensors = {HEADS: {"weight": weight.detach().cpu().contiguous(), "bias": bias.detach().cpu().contiguous()}}
     texts = {}
-    if wrapper is not None:
+    if trained.wrapper is not None:
         from peft import get_peft_model_state_dict
 
-        state = get_peft_model_state_dict(wrapper)
+        state = get_peft_model_state_dict(trained.wrapper)
         tensors[ADAPTER] = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-        config = wrapper.peft_config["default"].to_dict()
-        config |= {"base_model_name_or_path": base.origin, "inference_mode": True}
+        config = trained.wrapper.peft_config["default"].to_dict()
+        config |= {"base_model_name_or_path": trained.base.origin, "inference_mode": True}
         texts[ADAPTER_CONFIG] = json.dumps(config, default=sorted, indent=2) + "\n"
     else:
         tensors[LAYERS] = {
             key.removeprefix("language_model."): value.detach().cpu().contiguous()
-            for key, value in model.named_parameters()
+            for key, value in trained.model.named_parameters()
             if value.requires_grad and key.startswith("language_model.")
         }
+    data, base = trained.data, trained.base
     prompts = {task: (chosen.prompt, prompt_hash(chosen)) for task, chosen in data.chosen.items()}
     description = {
         "name": name,
-        "base": BaseReference(model=recipe.model, origin=base.origin, sha256=base.fingerprint),
-        "adaptation": "layers" if wrapper is None else "lora",
-        "frozen_layers": recipe.frozen_layers,
-        "chat_template": data.chat_template,
+        "base": BaseReference(model=trained.recipe.model, origin=base.origin, sha256=base.fingerprint),
+        "adaptation": "layers" if trained.wrapper is None else "lora",
+        "frozen_layers": trained.recipe.frozen_layers,
+        "chat_template": data.template.applied,
         "tasks": head_descriptions(data.layout, prompts),
         "head_rows": data.layout.rows,
         "training": record,
     }
     write_checkpoint(directory, description, tensors, {**texts, "README.md": model_card(description)})
+
+
+def model_card(description: Mapping[str, Any]) -> str:
+    """Return README.md of a checkpoint.
+
+    Args:
+        description: Fields of `Checkpoint`, without `files`.
+    """
+    training: TrainingRecord = description["training"]
+    validation = training.validation
+    heads: Mapping[str, TaskHead] = description["tasks"]
+    rows = [
+        f"| {task} | {head.kind} | {head.prompt} | {100 * validation.figures[task]['rsg']:.1f} |"
+        for task, head in heads.items()
+    ]
+    changed = (
+        f"LoRA of rank {training.recipe['lora']['rank']} in the layers above the first {description['frozen_layers']}"
+        if description["adaptation"] == "lora"
+        else f"all layers above the first {description['frozen_layers']}, trained in full"
+    )
+    limit = f" on at most {validation.limit} documents per task" if validation.limit else ""
+    later = " Records of full evaluations are on the leaderboard." if validation.limit else ""
+    return "\n".join(
+        [
+            "---",
+            "license: gemma",
+            "language: ru",
+            "library_name: rsg-harness",
+            "---",
+            f"# {description['name']}",
+            "",
+            f"A multitask model for Russian SuperGLUE: {description['base'].origin} with {changed}, and a head for "
+            "each task on the hidden state of the prompt's last token.",
+            "",
+            GEMMA_NOTICE,
+            "",
+            "Use it with rsg-harness:",
+            "",
+            "    rsg-harness run --model THIS_DIRECTORY --backend torch",
+            '    rsg-harness predict --model THIS_DIRECTORY --task terra --premise "…" --hypothesis "…"',
+            "",
+            f"## Scores on validation, at step {training.step}",
+            "",
+            f"Official metrics × 100{limit}; this step has the highest mean, {100 * validation.mean:.1f}.{later}",
+            "",
+            "| task | head | prompt | score |",
+            "|---|---|---|---|",
+            *rows,
+            "",
+            *_borrowing(heads),
+            f"Trained with `{training.command}`; recipe, data fingerprints and versions are in rsg_checkpoint.json.",
+            "",
+        ]
+    )
+
+
+def _borrowing(heads: Mapping[str, TaskHead]) -> list[str]:
+    """Return a paragraph on each test set that one of the heads answers."""
+    borrowing = [task for task in map(get_task, task_names()) if task.borrows in heads]
+    return [
+        line
+        for task in borrowing
+        for line in (f"{task.title} is never trained on; the head of {task.borrows} answers it.", "")
+    ]

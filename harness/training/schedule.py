@@ -1,17 +1,19 @@
-"""Which examples make up which batch of which step: fixed by the seed before training starts.
+"""What each step of training does: its batches, fixed by the seed before training starts, and its learning rate.
 
-So a resumed run, and a run on several processes, go through the very same batches.
+A resumed run and a run on several processes therefore go through the very same batches.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from harness.training.examples import Example
+from harness.training.recipe import Recipe
 
-# Batches are made of examples of like length: this many batches' worth of shuffled examples are sorted at a time.
+# Examples of a batch have similar lengths: this many batches' worth of shuffled examples are sorted at a time.
 _SORTED_BATCHES = 16
 
 
@@ -24,15 +26,16 @@ def make_schedule(
     temperature: float,
     seed: int,
 ) -> list[list[tuple[str, list[int]]]]:
-    """For every step its batches: (task, numbers of its examples).
+    """Return the batches of every step: (task, numbers of its examples).
 
     Args:
-        examples: by task.
-        steps, batches_per_step: how many.
-        batch_tokens: at most this many tokens a batch, padding included (a longer example goes alone).
-        temperature: a task's share of the batches is its tokens ** (1 / temperature); 1 is by size, and the higher the
-            temperature, the more equal the shares.
-        seed: of the order.
+        examples: By task.
+        steps: Number of steps.
+        batches_per_step: Number of batches in each of them.
+        batch_tokens: Most tokens in a batch, padding included (a longer example stands alone).
+        temperature: A task's share of the batches is proportional to its tokens ** (1 / temperature): 1 is by size, and
+            the higher the temperature, the more equal the shares.
+        seed: Of the order.
     """
     tasks = list(examples)
     sizes = np.array([sum(len(example.packed) for example in examples[task]) for task in tasks], dtype=float)
@@ -43,7 +46,7 @@ def make_schedule(
         task: _endless_batches(examples[task], batch_tokens, np.random.default_rng([seed, number]))
         for number, task in enumerate(tasks)
     }
-    # Not drawn at random: whichever task is furthest behind its share goes next, so that all are spread evenly.
+    # Not drawn at random: the task that is furthest behind its share goes next, so that all are spread evenly.
     drawn = np.zeros(len(tasks))
     order = []
     for number in range(1, steps * batches_per_step + 1):
@@ -54,7 +57,7 @@ def make_schedule(
 
 
 def _endless_batches(examples: Sequence[Example], batch_tokens: int, rng: np.random.Generator) -> Iterator[list[int]]:
-    """Batches of examples of like length, epoch after epoch, each in a new order."""
+    """Yield batches of examples of similar lengths, epoch after epoch, each in a new order."""
     while True:
         yield from one_epoch(examples, batch_tokens, rng)
 
@@ -62,7 +65,7 @@ def _endless_batches(examples: Sequence[Example], batch_tokens: int, rng: np.ran
 def one_epoch(
     examples: Sequence[Example], batch_tokens: int, rng: np.random.Generator | None = None
 ) -> list[list[int]]:
-    """Every example once, in batches; shuffled where a generator is given."""
+    """Return every example once, in batches; shuffled where a generator is given."""
     lengths = np.array([len(example.packed) for example in examples])
     order = np.arange(len(examples)) if rng is None else rng.permutation(len(examples))
     per_chunk = max(1, int(_SORTED_BATCHES * batch_tokens / lengths.mean()))
@@ -76,14 +79,22 @@ def one_epoch(
 
 
 def _batches(chunk: np.ndarray, lengths: np.ndarray, batch_tokens: int) -> list[list[int]]:
-    """Batches of examples that stand in order of length, the longest first."""
+    """Return batches of examples that are sorted by length, the longest first."""
     batches: list[list[int]] = []
     for number in chunk:
         if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > batch_tokens:
             batches.append([])
         batches[-1].append(int(number))
     if len(batches) > 1 and 2 * len(batches[-1]) < len(batches[-2]):
-        # A remainder of a few examples would weigh as much as a full batch: two batches share evenly.
+        # A remainder of a few examples would weigh as much as a full batch: split the last two evenly.
         both = batches[-2] + batches[-1]
         batches[-2:] = [both[: len(both) // 2], both[len(both) // 2 :]]
     return batches
+
+
+def learning_rate_share(recipe: Recipe, step: int) -> float:
+    """Return the share of the learning rate in the step after `step` steps: linear warm-up, then decay to 0."""
+    if step < recipe.warmup_steps:
+        return (step + 1) / recipe.warmup_steps
+    done = (step - recipe.warmup_steps) / max(1, recipe.steps - recipe.warmup_steps)
+    return {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[recipe.schedule]

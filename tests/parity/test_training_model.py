@@ -13,12 +13,14 @@ from torch.nn import functional
 
 from adapters.torch_backend import load_tokenizer
 from harness.data import cached_split
-from harness.models.heads import HeadKind, HeadLayout, make_layout
+from harness.models.chat import Template
+from harness.models.heads import HeadLayout, make_layout
 from harness.scoring.encoding import TextEncoder
 from harness.scoring.packing import stack
+from harness.tasks import HeadKind, get_task
 from harness.tasks.prompts import choose
 from harness.tasks.rendering import load_tasks
-from harness.training.examples import Example, make_examples
+from harness.training.examples import Encoding, Example, make_examples
 from harness.training.loss import batch_targets, question_losses
 from harness.training.model import MultitaskModel, build_model, make_inputs
 from harness.training.recipe import LoraRecipe, Recipe, TaskRecipe
@@ -49,12 +51,12 @@ def layout() -> HeadLayout:
 def examples(model_dir: Path, layout: HeadLayout) -> dict[str, list[Example]]:
     """Two documents a task from the mini set."""
     tokenizer = load_tokenizer(model_dir)
-    encoder = TextEncoder(tokenizer)
+    encoding = Encoding(TextEncoder(tokenizer), Template(tokenizer, applied=False), layout, max_tokens=4096)
     tasks = load_tasks(choose(list(KINDS)), data="mini", split="validation")
     found = {}
     for name in KINDS:
         rows = [document.row() for document in cached_split(name, "train", "mini").documents]
-        found[name] = make_examples(name, tasks[f"rsg_{name}"], rows, encoder, tokenizer, layout, 4096, False)[:2]
+        found[name] = make_examples(get_task(name), tasks[f"rsg_{name}"], rows, encoding)[:2]
     return found
 
 
@@ -185,7 +187,7 @@ def test_a_token_sees_its_own_branch_within_the_window_and_nothing_else(examples
                 assert list(packed.tokens[seen]) == tokens[: position + 1]
 
 
-def test_heads_started_from_words_rank_labels_as_the_language_model_does(
+def test_heads_started_from_verbalizers_rank_labels_as_the_language_model_does(
     model: MultitaskModel, examples: dict[str, list[Example]], model_dir: Path
 ) -> None:
     tokenizer: Any = load_tokenizer(model_dir)
@@ -194,8 +196,8 @@ def test_heads_started_from_words_rank_labels_as_the_language_model_does(
     with torch.no_grad():
         model.head_weight.zero_()
         model.head_bias.zero_()
-        model.start_from_words("terra", words)
-        model.start_from_words("muserc", words[::-1])
+        model.start_from_verbalizers("terra", words)
+        model.start_from_verbalizers("muserc", words[::-1])
         for task, order in (("terra", words), ("muserc", words[::-1])):
             example = examples[task][0]
             scores = packed_scores(model, [example])

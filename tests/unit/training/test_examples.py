@@ -7,20 +7,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.data import document_key, load_split
-from harness.models.heads import DEFAULT_KINDS, HeadLayout, make_layout
+from harness.data import load_split
+from harness.models.chat import Template
+from harness.models.heads import HeadLayout, make_layout
 from harness.scoring.encoding import TextEncoder
+from harness.tasks import HeadKind, document_key, get_task, trainable_tasks
 from harness.tasks.prompts import choose
 from harness.tasks.rendering import load_tasks
-from harness.training.examples import Example, make_examples
+from harness.training.examples import Encoding, Example, make_examples
 from tests.tiny_gemma import make_tiny_tokenizer
 
 Row = dict[str, Any]
 
 TOKENIZER = make_tiny_tokenizer()
-ENCODER = TextEncoder(TOKENIZER)
-LIKELIHOOD = make_layout(dict.fromkeys(DEFAULT_KINDS, "likelihood"))
-USUAL = make_layout(DEFAULT_KINDS)
+KINDS: dict[str, HeadKind] = {task: get_task(task).head for task in trainable_tasks()}
+LIKELIHOOD = make_layout(dict.fromkeys(KINDS, "likelihood"))
+USUAL = make_layout(KINDS)
 UNLIMITED = 1_000_000
 PASSAGES = {"rcb": "premise", "terra": "premise", "muserc": "paragraph", "danetqa": "passage", "rucos": "passage"}
 QUESTIONS = {"rcb": "hypothesis", "terra": "hypothesis", "muserc": "question", "danetqa": "question"}
@@ -28,7 +30,7 @@ QUESTIONS = {"rcb": "hypothesis", "terra": "hypothesis", "muserc": "question", "
 
 @pytest.fixture(scope="module")
 def tasks() -> dict[str, Any]:
-    return load_tasks(choose(list(DEFAULT_KINDS)), data="mini", split="validation")
+    return load_tasks(choose(list(KINDS)), data="mini", split="validation")
 
 
 def rows(task: str) -> list[Row]:
@@ -38,7 +40,8 @@ def rows(task: str) -> list[Row]:
 def made(
     tasks: dict[str, Any], task: str, whole: list[Row], layout: HeadLayout = USUAL, max_tokens: int = UNLIMITED
 ) -> list[Example]:
-    return make_examples(task, tasks[f"rsg_{task}"], whole, ENCODER, TOKENIZER, layout, max_tokens, False)
+    encoding = Encoding(TextEncoder(TOKENIZER), Template(TOKENIZER, applied=False), layout, max_tokens)
+    return make_examples(get_task(task), tasks[f"rsg_{task}"], whole, encoding)
 
 
 def sequences(example: Example) -> list[list[int]]:
@@ -47,7 +50,7 @@ def sequences(example: Example) -> list[list[int]]:
     for choice in range(packed.sequences):
         predictions = packed.predictions[packed.predictions[:, 2] == choice]
         end = int(predictions[-1, 0])
-        branch = np.arange(end + 1)[packed.until[: end + 1] > end]
+        branch = np.arange(end + 1)[packed.subtree_end[: end + 1] > end]
         found.append([*packed.tokens[branch].tolist(), int(predictions[-1, 1])])
     return found
 
@@ -112,7 +115,7 @@ def test_every_entity_among_the_answers_of_rucos_is_right(tasks):
         assert {right.rpartition("\n")[2] for right in right_texts(example)[0]} == filled
 
 
-@pytest.mark.parametrize("task", DEFAULT_KINDS)
+@pytest.mark.parametrize("task", KINDS)
 def test_right_answers_do_not_depend_on_the_kind_of_head(tasks, task):
     usual, scored = made(tasks, task, rows(task)), made(tasks, task, rows(task), LIKELIHOOD)
     for one, other in zip(usual, scored, strict=True):
@@ -120,7 +123,7 @@ def test_right_answers_do_not_depend_on_the_kind_of_head(tasks, task):
         assert one.questions.tolist() == other.questions.tolist()
 
 
-@pytest.mark.parametrize("task", DEFAULT_KINDS)
+@pytest.mark.parametrize("task", KINDS)
 def test_every_choice_is_one_sequence_and_every_document_comes_in_its_order(tasks, task):
     whole = rows(task)
     examples = made(tasks, task, whole)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,9 +35,8 @@ def opened(
     width: int = WIDTH,
     dtype: str = "float32",
     limit: int = 10**9,
-    say: Callable[[str], None] = lambda text: None,
 ) -> FrozenStates:
-    return FrozenStates(directory, identity, sequences() if packed is None else packed, width, dtype, limit, say)
+    return FrozenStates(directory, identity, sequences() if packed is None else packed, width, dtype, limit)
 
 
 def states(number: int, dtype: str = "float32") -> np.ndarray:
@@ -103,7 +103,7 @@ def test_other_tokens_find_nothing(tmp_path):
     assert found(opened(tmp_path, sequences(first=11))) == []
 
 
-@pytest.mark.parametrize("field", ["positions", "until"])
+@pytest.mark.parametrize("field", ["positions", "subtree_end"])
 def test_the_same_tokens_in_another_tree_find_nothing(tmp_path, field):
     fill(opened(tmp_path))
     packed = sequences()
@@ -187,32 +187,33 @@ def test_a_raised_limit_keeps_what_was_there(tmp_path):
     assert found(opened(tmp_path, limit=SIZE)) == [0, 1, 2, 3]
 
 
-def test_a_limit_too_low_for_any_sequence_writes_nothing(tmp_path):
-    said: list[str] = []
-    kept = opened(tmp_path / "cache", limit=LENGTHS[0] * WIDTH * 4 - 1, say=said.append)
+def test_a_limit_too_low_for_any_sequence_writes_nothing(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "harness")
+    kept = opened(tmp_path / "cache", limit=LENGTHS[0] * WIDTH * 4 - 1)
     fill(kept)
     assert found(kept) == []
     assert kept.size_bytes == 0
     assert not (tmp_path / "cache").exists()
-    assert said == []
+    assert caplog.messages == []
 
 
-def test_the_size_is_announced_before_anything_is_written(tmp_path):
-    said: list[str] = []
+def test_the_size_is_announced_before_anything_is_written(tmp_path, monkeypatch):
+    announced: list[str] = []
 
-    def say(text: str) -> None:
+    def info(text: str, *arguments: object) -> None:
         assert list(tmp_path.iterdir()) == []
-        said.append(text)
+        announced.append(text % arguments)
 
-    opened(tmp_path, sequences([10, 10]), width=2**18, say=say)  # 20 tokens of 1 MiB
+    monkeypatch.setattr(frozen.log, "info", info)
+    opened(tmp_path, sequences([10, 10]), width=2**18)  # 20 tokens of 1 MiB
     assert list(tmp_path.iterdir()) != []
-    assert said == [f"frozen layers' output: 0.02 GiB in {tmp_path}"]
+    assert announced == [f"output of the frozen layers: 0.02 GiB in {tmp_path}"]
 
 
-def test_the_announcement_says_what_the_limit_leaves_out(tmp_path):
-    said: list[str] = []
-    opened(tmp_path, limit=SIZE - 1, say=said.append)
-    assert "of 3 of 4 texts: frozen_cache_gb" in said[0]
+def test_the_announcement_says_what_the_limit_leaves_out(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "harness")
+    opened(tmp_path, limit=SIZE - 1)
+    assert "of 3 of 4 texts: frozen_cache_gb" in caplog.messages[0]
 
 
 def free_space(monkeypatch: pytest.MonkeyPatch, size: int) -> None:

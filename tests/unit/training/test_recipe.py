@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from harness.data import LABELS, TASKS
 from harness.errors import UserError
-from harness.models.heads import allowed_kinds
+from harness.tasks import get_task, trainable_tasks
 from harness.training.recipe import LoraRecipe, Recipe, load_recipe, recipe_names
 
 SMALL: dict[str, Any] = {
@@ -97,9 +96,9 @@ def test_there_is_a_bundled_recipe():
 
 def test_every_task_but_lidirus_has_a_usual_head(tmp_path):
     """The first kind that the task's answers allow, but for MuSeRC, whose answers are judged one at a time."""
-    trainable = [task for task in TASKS if task != "lidirus"]
-    kinds = loaded(tmp_path, tasks=dict.fromkeys(trainable)).kinds()
-    assert kinds == {**{task: allowed_kinds(task)[0] for task in trainable}, "muserc": "sigmoid"}
+    assert len(trainable_tasks()) == 8
+    kinds = loaded(tmp_path, tasks=dict.fromkeys(trainable_tasks())).kinds()
+    assert kinds == {**{task: get_task(task).head_kinds[0] for task in trainable_tasks()}, "muserc": "sigmoid"}
 
 
 def test_a_head_that_is_named_takes_the_place_of_the_usual_one(tmp_path):
@@ -205,7 +204,7 @@ def test_a_head_that_does_not_exist_is_refused(tmp_path):
 def test_class_weights_that_do_not_fit_the_labels_are_refused(tmp_path, task, weights):
     error = refusal(tmp_path, tasks={task: {"class_weights": weights}})
     assert f"tasks.{task}.class_weights does not fit" in error.message
-    assert f"{len(LABELS[task])} labels" in error.hint
+    assert f"{len(get_task(task).labels)} labels" in error.hint
 
 
 def test_an_empty_list_of_class_weights_is_refused(tmp_path):

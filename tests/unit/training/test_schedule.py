@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from harness.scoring.packing import PackedSequence
 from harness.training.examples import Example
 from harness.training.recipe import Recipe
-from harness.training.schedule import make_schedule, one_epoch
-from harness.training.trainer import learning_rate_share
+from harness.training.schedule import learning_rate_share, make_schedule, one_epoch
 
 Schedule = list[list[tuple[str, list[int]]]]
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from harness.errors import UserError
-from harness.training.state import Progress, load_state, save_state
-from harness.training.trainer import _Log
+from harness.training.log import TrainingLog
+from harness.training.state import Position, load_state, save_state
+from harness.training.validation import ValidationScores
 
 STATE_FILES = ["optimiser.safetensors", "progress.json", "weights.safetensors"]
 
@@ -42,10 +43,10 @@ class Run:
             self.optimiser.step()
             self.optimiser.zero_grad(set_to_none=True)
 
-    def save(self, work: Path, progress: Progress) -> None:
-        save_state(work, progress, self.tensors(), self.optimiser)
+    def save(self, work: Path, position: Position) -> None:
+        save_state(work, position, self.tensors(), self.optimiser)
 
-    def load(self, work: Path) -> Progress:
+    def load(self, work: Path) -> Position:
         return load_state(work, self.tensors(), self.optimiser)
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -58,7 +59,7 @@ class Run:
 def saved(work: Path, step: int = 3) -> Run:
     run = Run(seed=1)
     run.train(1, step)
-    run.save(work, Progress(step=step))
+    run.save(work, Position(step=step))
     return run
 
 
@@ -96,16 +97,16 @@ def test_saving_changes_nothing_in_the_run_that_goes_on(tmp_path):
     assert run.bits() == undisturbed.bits()
 
 
-def test_progress_comes_back_as_it_was(tmp_path):
-    progress = Progress(step=120, best_mean=1 / 3, best_step=100, since_best=2, seconds=0.1 + 0.2)
-    Run(seed=1).save(tmp_path, progress)
-    assert Run(seed=1).load(tmp_path) == progress
+def test_the_position_comes_back_as_it_was(tmp_path):
+    position = Position(step=120, best_mean=1 / 3, best_step=100, since_best=2, seconds=0.1 + 0.2)
+    Run(seed=1).save(tmp_path, position)
+    assert Run(seed=1).load(tmp_path) == position
 
 
 def test_without_a_state_training_starts_afresh(tmp_path):
     run = Run(seed=1)
     before = run.bits()
-    assert run.load(tmp_path) == Progress(step=0, best_mean=None, best_step=None, since_best=0, seconds=0.0)
+    assert run.load(tmp_path) == Position(step=0, best_mean=None, best_step=None, since_best=0, seconds=0.0)
     assert run.bits() == before
 
 
@@ -117,7 +118,7 @@ def test_a_state_is_safetensors_and_json(tmp_path):
 def test_only_the_latest_state_stays(tmp_path):
     run = saved(tmp_path, 9)
     for step in (10, 100):
-        run.save(tmp_path, Progress(step=step))
+        run.save(tmp_path, Position(step=step))
         assert states(tmp_path) == [f"state-{step:06d}"]
     assert Run(seed=1).load(tmp_path).step == 100
 
@@ -148,7 +149,7 @@ def test_a_full_disk_leaves_the_state_before(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(UserError, match="No space left on device"):
-            run.save(tmp_path, Progress(step=4))
+            run.save(tmp_path, Position(step=4))
     assert states(tmp_path) == ["state-000003"]
     again = Run(seed=2)
     assert again.load(tmp_path).step == 3
@@ -171,7 +172,7 @@ def test_a_damaged_file_is_a_user_error_that_names_the_state(tmp_path, name, dam
 
 
 @pytest.mark.parametrize("content", ["[]", "3", "null", '{"step": 3, "pace": 1}'])
-def test_progress_of_another_form_is_a_user_error(tmp_path, content):
+def test_a_position_of_another_form_is_a_user_error(tmp_path, content):
     saved(tmp_path)
     (tmp_path / "state-000003" / "progress.json").write_text(content)
     with pytest.raises(UserError, match="state-000003 is damaged"):
@@ -194,35 +195,39 @@ def entries(path: Path) -> list[dict[str, Any]]:
 
 
 def test_the_log_has_a_line_an_entry_at_once(tmp_path):
-    with _Log(tmp_path / "log", 0, True) as log:
-        log.write({"step": 1, "loss": 0.5})
-        log.write({"step": 1, "mean": 0.25})
-        assert entries(tmp_path / "log") == [{"step": 1, "loss": 0.5}, {"step": 1, "mean": 0.25}]
+    with TrainingLog(tmp_path, 0, True) as log:
+        log.step(1, {"loss": 0.5})
+        log.validation(ValidationScores(1, 0.25, {"terra": {"rsg": 0.25}}))
+        assert entries(tmp_path / "log.jsonl") == [
+            {"step": 1, "loss": 0.5},
+            {"step": 1, "mean": 0.25, "figures": {"terra": {"rsg": 0.25}}},
+        ]
 
 
 def test_a_resumed_log_drops_what_came_after_the_state(tmp_path):
-    with _Log(tmp_path / "log", 0, True) as log:
+    with TrainingLog(tmp_path, 0, True) as log:
         for step in range(1, 6):
-            log.write({"step": step, "part": "first"})
-    with _Log(tmp_path / "log", 3, True) as log:
-        log.write({"step": 4, "part": "second"})
-    kept = [(entry["step"], entry["part"]) for entry in entries(tmp_path / "log")]
+            log.step(step, {"loss": 0.5, "part": "first"})
+    with TrainingLog(tmp_path, 3, True) as log:
+        log.step(4, {"loss": 0.5, "part": "second"})
+    kept = [(entry["step"], entry["part"]) for entry in entries(tmp_path / "log.jsonl")]
     assert kept == [(1, "first"), (2, "first"), (3, "first"), (4, "second")]
 
 
 @pytest.mark.parametrize("half", ['{"step": 2, "lo', '{"loss": 1}', "{", ""])
 def test_a_line_that_a_kill_cut_short_is_dropped(tmp_path, half):
-    (tmp_path / "log").write_text('{"step": 1}\n' + half)
-    with _Log(tmp_path / "log", 2, True) as log:
-        log.write({"step": 3})
-    assert entries(tmp_path / "log") == [{"step": 1}, {"step": 3}]
+    (tmp_path / "log.jsonl").write_text('{"step": 1}\n' + half)
+    with TrainingLog(tmp_path, 2, True) as log:
+        log.step(3, {"loss": 0.5})
+    assert entries(tmp_path / "log.jsonl") == [{"step": 1}, {"step": 3, "loss": 0.5}]
 
 
 def test_a_process_that_does_not_write_leaves_the_log_alone(tmp_path):
-    with _Log(tmp_path / "new", 0, False) as log:
-        log.write({"step": 1})
-    assert not (tmp_path / "new").exists()
-    (tmp_path / "log").write_text('{"step": 5}\n')
-    with _Log(tmp_path / "log", 0, False) as log:
-        log.write({"step": 1})
-    assert entries(tmp_path / "log") == [{"step": 5}]
+    with TrainingLog(tmp_path, 0, False) as log:
+        log.step(1, {"loss": 0.5})
+        log.validation(ValidationScores(1, 0.25, {}))
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "log.jsonl").write_text('{"step": 5}\n')
+    with TrainingLog(tmp_path, 0, False) as log:
+        log.step(1, {"loss": 0.5})
+    assert entries(tmp_path / "log.jsonl") == [{"step": 5}]
