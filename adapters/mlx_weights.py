@@ -284,23 +284,6 @@ def dequantized_state(
         yield name, result
 
 
-def round_matrix(weight: Any, bits: int, group_size: int) -> Any:
-    """A torch matrix [rows, columns] as MLX stores it in so many bits (mode affine, bfloat16 scales), as float32."""
-    import mlx.core as mx
-    import numpy as np
-    import torch
-
-    result = torch.empty(weight.shape, dtype=torch.float32)
-    rows = max(1, VALUES_PER_BLOCK // weight.shape[1])
-    for start in range(0, len(weight), rows):
-        block = mx.array(weight[start : start + rows].float().numpy()).astype(mx.bfloat16)
-        packed, scales, biases = mx.quantize(block, group_size=group_size, bits=bits)
-        scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
-        values = mx.dequantize(packed, scales, biases, group_size=group_size, bits=bits)
-        result[start : start + rows] = torch.from_numpy(np.array(values))
-    return result
-
-
 def layer_quantization(
     quantization: dict[str, Any] | None, path: str, packed_width: int, groups: int
 ) -> dict[str, Any]:

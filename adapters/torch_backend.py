@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -161,29 +161,6 @@ class TorchBackend(Backend):
             raise
         self._note_memory()
         return [answer.finish() for answer in answers]
-
-    def matrix_sizes(self) -> dict[str, int]:
-        """Number of weights of every matrix that MLX would quantise, by name without `.weight`."""
-        return {
-            name: module.weight.numel()
-            for name, module in self.model.named_modules()
-            if isinstance(module, (torch.nn.Linear, torch.nn.Embedding)) and name != "lm_head"  # tied
-        }
-
-    @contextlib.contextmanager
-    def rounded(self, names: Iterable[str], bits: int, group_size: int) -> Iterator[None]:
-        """While it lasts, these matrices hold what MLX would store in so many bits (mode affine)."""
-        from adapters.mlx_weights import round_matrix
-
-        weights = [self.model.get_submodule(name).weight for name in names]
-        before = [weight.detach().clone() for weight in weights]
-        try:
-            for weight in weights:
-                weight.data.copy_(round_matrix(weight.detach().cpu(), bits, group_size))
-            yield
-        finally:
-            for weight, kept in zip(weights, before, strict=True):
-                weight.data.copy_(kept)
 
     def peak_memory(self) -> int | None:
         if self.info.device == "cuda":

@@ -1,1 +1,1 @@
-"""A model's vocabulary made to fit Russian: measured, extended, pruned."""
+"""Fit a model's vocabulary to Russian: measure it, extend it, prune it."""

@@ -1,4 +1,4 @@
-"""What a vocabulary does with texts, and what another one would save."""
+"""Measure how a vocabulary encodes texts, and what another one would save."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from tokenizers import Tokenizer
 
 from harness.adaptation.likelihood import count_words
 from harness.adaptation.merges import encoded
+from harness.files import MIB
 
-# Bytes of a bfloat16 weight.
-_STORED_BYTES = 2
+_BYTES_PER_WEIGHT = 2  # bfloat16
 
 
 @dataclass(frozen=True)
 class TextUse:
-    """What a tokenizer makes of some texts.
+    """How a tokenizer encodes some texts.
 
     Attributes:
-        name: of the texts.
-        words: what white space separates.
-        characters, tokens: of all texts.
-        rows: different tokens, which are rows of the vocabulary matrix.
+        name: The texts' name.
+        words: Number of words, which are what white space separates.
+        characters: Number of characters.
+        tokens: Number of tokens.
+        rows: Number of different tokens: the rows of the vocabulary matrix in use.
     """
 
     name: str
@@ -49,10 +50,10 @@ class VocabularyCost:
 
     Attributes:
         name: "as it is", "pruned", …
-        rows: of the vocabulary matrix.
-        parameters: of the whole model.
-        tokens_per_word: on the first corpus' held-out texts.
-        unchanged: share of all held-out texts that keep their tokens.
+        rows: Rows of the vocabulary matrix.
+        parameters: Parameters of the whole model.
+        tokens_per_word: On the held-out texts.
+        unchanged: Share of the held-out texts that keep their tokens.
     """
 
     name: str
@@ -63,11 +64,11 @@ class VocabularyCost:
 
     @property
     def stored_bytes(self) -> int:
-        return _STORED_BYTES * self.parameters
+        return _BYTES_PER_WEIGHT * self.parameters
 
 
 def count_tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> Counter[int]:
-    """Token id -> how often the texts have it."""
+    """Return token id -> how often it occurs in the texts."""
     counts: Counter[int] = Counter()
     for encoding in encoded(tokenizer, texts):
         counts.update(encoding.ids)
@@ -75,7 +76,7 @@ def count_tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> Counter[int]:
 
 
 def text_use(name: str, tokenizer: Tokenizer, texts: Sequence[str]) -> TextUse:
-    """Reads the texts once."""
+    """Encode the texts and count."""
     counts = count_tokens(tokenizer, texts)
     return TextUse(name, max(1, count_words(texts)), sum(map(len, texts)), max(1, counts.total()), len(counts))
 
@@ -83,15 +84,16 @@ def text_use(name: str, tokenizer: Tokenizer, texts: Sequence[str]) -> TextUse:
 def vocabulary_cost(
     name: str, before: Tokenizer, after: Tokenizer, rows: int, other_parameters: int, width: int, texts: Sequence[str]
 ) -> VocabularyCost:
-    """What the model would be with another tokenizer.
+    """Return what the model would cost with another tokenizer.
 
     Args:
-        name: of the vocabulary.
-        before, after: tokenizers.
-        rows: of the new matrix.
-        other_parameters: of the model, without its vocabulary matrix.
-        width: hidden size.
-        texts: held-out ones.
+        name: The vocabulary's name.
+        before: The present tokenizer.
+        after: The other tokenizer.
+        rows: Rows of the other vocabulary matrix.
+        other_parameters: Parameters of the model without its vocabulary matrix.
+        width: Hidden size.
+        texts: Held-out texts.
     """
     tokens = changed = 0
     for old, new in zip(encoded(before, texts), encoded(after, texts), strict=True):
@@ -103,11 +105,11 @@ def vocabulary_cost(
 
 
 def use_table(uses: Mapping[str, Sequence[TextUse]], rows: int) -> str:
-    """A table of texts.
+    """Return a table with a row for each collection of texts.
 
     Args:
-        uses: name of the tokenizer -> its use of every text, the present tokenizer first.
-        rows: of the present vocabulary matrix.
+        uses: Tokenizer's name -> how it encodes each collection; the present tokenizer first.
+        rows: Rows of the present vocabulary matrix.
     """
     (_, present), *others = uses.items()
     table: list[list[Any]] = []
@@ -123,9 +125,9 @@ def use_table(uses: Mapping[str, Sequence[TextUse]], rows: int) -> str:
 
 
 def cost_table(costs: Sequence[VocabularyCost]) -> str:
-    """A table of vocabularies, each beside the first.
+    """Return a table that compares vocabularies with the first one.
 
-    Two estimates of time, relative to the first: reading a text costs the layers' arithmetic for every token; writing
+    The times are estimates relative to the first: reading a text costs the layers' arithmetic for every token, writing
     one reads all weights from memory for every token.
     """
     first = costs[0]
@@ -138,7 +140,7 @@ def cost_table(costs: Sequence[VocabularyCost]) -> str:
                 cost.name,
                 f"{cost.rows:,}",
                 f"{cost.parameters / 1e6:.1f}",
-                f"{cost.stored_bytes / 2**20:.0f} ({100 * (smaller - 1):+.0f}%)",
+                f"{cost.stored_bytes / MIB:.0f} ({100 * (smaller - 1):+.0f}%)",
                 f"{cost.tokens_per_word:.3f} ({100 * (shorter - 1):+.1f}%)",
                 f"{100 * cost.unchanged:.1f}%",
                 f"{shorter:.2f}",

@@ -8,16 +8,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.data import TASKS, cached_split
+from harness.data import cached_split
 from harness.data.jsonlines import read_objects
 from harness.errors import UserError
-from harness.evaluation.predict import FIELDS
+from harness.tasks import get_task, trainable_tasks
 
-# What is read of a directory.
+# Files of a directory that are read.
 SUFFIXES = (".txt", ".md", ".rst", ".jsonl", ".py")
-# Texts longer than this many characters are cut at a line's end, so that what is held out is spread over a long file.
+# Characters. Longer texts are cut at a line's end, so that held-out texts are spread over a long file.
 _BLOCK = 1000
-# One of so many texts is held out, chosen by its hash: a text that stands twice is on one side.
+# One text in this many is held out, chosen by its hash, so that a repeated text is never on both sides.
 _HELD_OUT = 20
 _CYRILLIC = re.compile(r"[А-Яа-яЁё]")
 _LETTER = re.compile(r"[^\W\d_]")
@@ -25,12 +25,12 @@ _LETTER = re.compile(r"[^\W\d_]")
 
 @dataclass(frozen=True)
 class Corpus:
-    """Texts of about a thousand characters or less, none twice.
+    """Texts of about a thousand characters or fewer, each once.
 
     Attributes:
-        name: as the user named it.
-        texts: to learn from.
-        held_out: to measure on.
+        name: As the user named it.
+        texts: The texts to learn from.
+        held_out: The texts to measure on.
     """
 
     name: str
@@ -38,11 +38,11 @@ class Corpus:
     held_out: tuple[str, ...]
 
     def russian_share(self) -> float:
-        """Cyrillic letters among all letters."""
+        """Return the share of Cyrillic letters among all letters."""
         return russian_share(self.texts or self.held_out)
 
     def fingerprint(self) -> str:
-        """SHA-256 over all texts."""
+        """Return the SHA-256 over all texts."""
         digest = hashlib.sha256()
         for text in (*self.texts, *self.held_out):
             digest.update(text.encode() + b"\0")
@@ -50,15 +50,15 @@ class Corpus:
 
 
 def read_corpus(name: str, data: str = "mini") -> Corpus:
-    """The corpus that --corpus names.
+    """Return the corpus that --corpus names.
 
     Args:
-        name: a file or a directory with .txt, .md, .rst, .py (blocks of lines) or .jsonl (field "text"); hub:NAME (a
+        name: A file or a directory with .txt, .md, .rst, .py (blocks of lines) or .jsonl (field "text"); hub:NAME (a
             data set with a column "text"); rsg (train texts of `data`).
-        data: as --data takes it.
+        data: The source of the train texts, as `run` takes it.
 
     Raises:
-        UserError: nothing there, no text in it, not UTF-8.
+        UserError: It does not exist, has no text, or is not UTF-8.
     """
     if name == "rsg":
         found: Iterable[str] = (text for texts in task_texts(data).values() for text in texts)
@@ -68,7 +68,7 @@ def read_corpus(name: str, data: str = "mini") -> Corpus:
         found = _file_texts(Path(name).expanduser(), name)
     blocks = dict.fromkeys(block for text in found for block in _blocks(text))
     if not blocks:
-        raise UserError(f"the corpus {name} has no text", "name one with text in it")
+        raise UserError(f"the corpus {name} has no text", "name one that has")
     held_out = {block for block in blocks if _is_held_out(block)}
     if len(held_out) == len(blocks) or not held_out:  # a corpus of very few texts
         held_out = {list(blocks)[-1]}
@@ -77,23 +77,22 @@ def read_corpus(name: str, data: str = "mini") -> Corpus:
 
 
 def task_texts(data: str) -> dict[str, list[str]]:
-    """Task -> the texts of its train documents, each once, fields in lines. LiDiRus has no train split.
+    """Return task -> the texts of its train documents, each once.
 
     Raises:
-        UserError: the data cannot be read.
+        UserError: The data cannot be read.
     """
     texts = {}
-    for task in TASKS:
-        if task == "lidirus":
-            continue
+    for task in trainable_tasks():
+        columns = [field.name for field in get_task(task).fields]
         rows = (document.row() for document in cached_split(task, "train", data).documents)
-        fields = (str(row[name]) for row in rows for name in FIELDS[task] if isinstance(row[name], str))
-        texts[task] = list(dict.fromkeys(text for text in fields if " " in text))  # words and labels are no texts
+        found = (row[name] for row in rows for name in columns if isinstance(row[name], str))
+        texts[task] = list(dict.fromkeys(text for text in found if " " in text))  # not single words, nor labels
     return texts
 
 
 def russian_share(texts: Iterable[str]) -> float:
-    """Cyrillic letters among all letters; 0 where there are none."""
+    """Return the share of Cyrillic letters among all letters; 0 where there are no letters."""
     cyrillic = letters = 0
     for text in texts:
         cyrillic += len(_CYRILLIC.findall(text))
@@ -132,7 +131,7 @@ def _file_texts(path: Path, name: str) -> Iterator[str]:
         if file.suffix == ".jsonl":
             for line, row in read_objects(file):
                 if not isinstance(row.get("text"), str):
-                    raise UserError(f'{file}:{line}: no field "text"', "a corpus has a text a line")
+                    raise UserError(f'{file}:{line}: no field "text"', "every line of a .jsonl corpus has one")
                 yield row["text"]
             continue
         try:
@@ -146,7 +145,7 @@ def _file_texts(path: Path, name: str) -> Iterator[str]:
 
 
 def _blocks(text: str) -> Iterator[str]:
-    """The text in pieces of whole lines, up to `_BLOCK` characters unless a line is longer."""
+    """Yield the text in blocks of whole lines, of at most `_BLOCK` characters unless a line is longer."""
     block: list[str] = []
     size = 0
     for line in text.split("\n"):

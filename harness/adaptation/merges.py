@@ -1,8 +1,8 @@
-"""New merges for a tokenizer, learned on top of its own ones.
+"""Learn new merges for a tokenizer, on top of its own.
 
-The corpus is encoded by the tokenizer as it is, and byte-pair encoding goes on from there, inside Russian words: the
-trainer of the `tokenizers` library is given words whose letters stand for the tokenizer's tokens. So what it learns
-agrees with the tokenizer by construction: every new token is a run of tokens that the old encoding really gives.
+The present tokenizer encodes the corpus, and byte-pair encoding continues from there inside Russian words: the trainer
+of the `tokenizers` library gets words whose letters stand for the tokenizer's tokens. So every new token is a run of
+tokens that the old encoding really produces.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from harness.adaptation.tokenizer_file import CYRILLIC_PIECE, SPACE
 from harness.errors import UserError
 
-# A pair seen less often is no use of a row of the vocabulary matrix.
+# A rarer pair is not worth a row of the vocabulary matrix.
 MIN_FREQUENCY = 5
 _BATCH = 4096
-# Unicode's two planes for private use: 131,068 letters for tokens.
+# Unicode's two planes for private use: 131,068 letters that can stand for tokens.
 _PRIVATE = [*range(0xF0000, 0xFFFFE), *range(0x100000, 0x10FFFE)]
 
 
 def learn_merges(tokenizer: Tokenizer, texts: Sequence[str], count: int) -> list[tuple[str, str]]:
-    """Pairs of pieces to merge, most frequent first, that make `count` new tokens.
+    """Return the pairs of pieces to merge, most frequent first, that make `count` new tokens.
 
     Args:
-        tokenizer: as it is.
-        texts: to learn from.
-        count: of new tokens.
+        tokenizer: The present tokenizer.
+        texts: The texts to learn from.
+        count: Number of new tokens.
 
     Raises:
-        UserError: the corpus has not so many pairs that are frequent enough.
+        UserError: The corpus has too few pairs that are frequent enough.
     """
     vocabulary = tokenizer.get_vocab()
     letters: dict[str, str] = {}
@@ -43,7 +43,7 @@ def learn_merges(tokenizer: Tokenizer, texts: Sequence[str], count: int) -> list
     lines = [" ".join(spelled(word) for word in _words(encoding.tokens)) for encoding in encoded(tokenizer, texts)]
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    # Two runs of tokens may spell the same piece, which takes one row: so some more merges than tokens are learned.
+    # Two runs of tokens may spell the same piece, which takes one row, so more merges than tokens are learned.
     trainer = trainers.BpeTrainer(
         vocab_size=len(letters) + count + count // 10 + 10,
         min_frequency=MIN_FREQUENCY,
@@ -71,7 +71,7 @@ def learn_merges(tokenizer: Tokenizer, texts: Sequence[str], count: int) -> list
 
 
 def pieces_of(tokenizer: Mapping[str, Any], merges: Sequence[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
-    """New piece -> the old pieces that it stands for; the first way to make it, where there are several."""
+    """Return new piece -> the old pieces that it stands for, by the first merge that makes it."""
     vocabulary = tokenizer["model"]["vocab"]
     made: dict[str, tuple[str, ...]] = {}
     for left, right in merges:
@@ -81,13 +81,13 @@ def pieces_of(tokenizer: Mapping[str, Any], merges: Sequence[tuple[str, str]]) -
 
 
 def encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[Any]:
-    """The texts' encodings without BOS, in their order, some thousand at a time on all cores."""
+    """Yield the texts' encodings without BOS, in order; batches are encoded on all cores."""
     for start in range(0, len(texts), _BATCH):
         yield from tokenizer.encode_batch(list(texts[start : start + _BATCH]), add_special_tokens=False)
 
 
 def _words(tokens: Iterable[str]) -> Iterator[list[str]]:
-    """Runs of two or more Cyrillic pieces; a piece that begins with a space begins a word."""
+    """Yield runs of two or more Cyrillic pieces; a piece that begins with a space begins a word."""
     word: list[str] = []
     for token in tokens:
         cyrillic = CYRILLIC_PIECE.fullmatch(token) is not None

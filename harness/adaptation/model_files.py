@@ -1,4 +1,4 @@
-"""A model directory with another vocabulary: tokenizer and matrix rewritten, everything else as it was."""
+"""Write a model directory with another vocabulary: tokenizer and matrix are rewritten, the rest is copied."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ def write_model(
     kept: Sequence[int],
     make_new: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> None:
-    """Writes the model with the rows of the kept tokens, and one row for each new token.
+    """Write the model with the rows of the kept tokens and one row for each new token.
 
-    Input and output rows are one matrix in Gemma-3, before and after.
+    Gemma-3 has one matrix for input and output rows, and so has the new model.
 
     Args:
-        source: transformers directory.
-        target: an existing empty directory.
-        tokenizer: the new tokenizer.json; its ids are the kept ones in their old order, then the new tokens.
-        kept: old ids, ascending.
-        make_new: the old matrix -> the rows of the new tokens.
+        source: A transformers directory.
+        target: An existing empty directory.
+        tokenizer: The new tokenizer.json: the kept ids in their old order come first, then the new tokens.
+        kept: Old ids, ascending.
+        make_new: Returns the rows of the new tokens, given the old matrix.
 
     Raises:
-        UserError: a model whose output rows are a matrix of their own.
+        UserError: The model has a separate matrix for output rows.
     """
     if read_config(source).get("tie_word_embeddings") is False:
         raise UserError(f"{source} has separate output embeddings", "Gemma-3 has one matrix for both; use such a model")
@@ -46,7 +46,7 @@ def write_model(
         model: Any = Gemma3ForCausalLM.from_pretrained(source, dtype="auto")
         embedding = model.get_input_embeddings()
         old = embedding.weight.detach()
-        # Gemma-3's tokenizer has a token for images behind the last row of its text models.
+        # Gemma-3's tokenizer has a token for images, whose id is past the last row of its text models.
         missing = max(0, max(kept) + 1 - len(old))
         rows = functional.pad(old, (0, 0, 0, missing))[list(kept)]
         if make_new is not None:
@@ -65,16 +65,16 @@ def write_model(
     for file in source.iterdir():
         if file.name.startswith(TOKENIZER_FILES) and not (target / file.name).exists():
             shutil.copyfile(file, target / file.name)
-    _use_as_it_stands(target / "tokenizer_config.json")
+    _set_plain_tokenizer_class(target / "tokenizer_config.json")
 
 
 def _renumbered(found: int | list[int], new_ids: Mapping[int, int]) -> int | list[int]:
     return [new_ids[number] for number in found] if isinstance(found, list) else new_ids[found]
 
 
-def _use_as_it_stands(path: Path) -> None:
-    """Names the class that reads tokenizer.json as it is; Gemma's own builds it anew from its vocabulary."""
+def _set_plain_tokenizer_class(path: Path) -> None:
+    """Name the class that reads tokenizer.json unchanged; Gemma's own class rebuilds it from its vocabulary."""
     settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-    settings.pop("added_tokens_decoder", None)  # old ids; tokenizer.json has the new ones
+    settings.pop("added_tokens_decoder", None)  # has the old ids; tokenizer.json has the new ones
     path.write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

@@ -1,9 +1,10 @@
-"""Where the rows of new tokens start, before any training.
+"""Initialise the rows of new tokens.
 
-The vocabulary itself shows how the row of a joined piece follows from the rows of its parts: most of its Russian tokens
-are joined of two others. A ridge regression learns that, and a new token's row starts halfway between what it foretells
-and the mean of the rows that the token stands for. On gemma-3-270m with 5,500 new tokens, untrained, held-out texts
-cost 1.87 bits a character from means, 1.84 from the regression, 1.82 from both; 1.51 before (results/adaptation.md).
+The vocabulary itself shows how the row of a joined piece follows from the rows of its parts, since most of its Russian
+tokens are joined from two others. A ridge regression learns that, and a new token's row starts halfway between the
+regression's prediction and the mean of the rows that the token stands for. On gemma-3-270m with 5,500 new tokens,
+untrained, held-out texts cost 1.87 bits a character with means, 1.84 with the regression and 1.82 with both; 1.51 with
+the old vocabulary (results/adaptation.md).
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ from harness.adaptation.merges import pieces_of
 from harness.adaptation.tokenizer_file import CYRILLIC_PIECE, last_merge, merge_ranks
 
 _RIDGE = 10.0
-# Examples for each coefficient, below which there is nothing to learn a regression from.
+# With fewer examples for each coefficient, no regression is fitted.
 _LEAST_EXAMPLES = 4
 
 
 def start_rows(matrix: torch.Tensor, tokenizer: Mapping[str, Any], merges: Sequence[tuple[str, str]]) -> torch.Tensor:
-    """Rows for the new tokens, in their order, float32 [new tokens, width].
+    """Return the rows of the new tokens, in their order, float32 [new tokens, width].
 
     Args:
-        matrix: rows of the old vocabulary, [rows, width].
-        tokenizer: the old tokenizer.json, before pruning.
-        merges: that make the new tokens.
+        matrix: Rows of the old vocabulary, [rows, width].
+        tokenizer: The old tokenizer.json, before pruning.
+        merges: The merges that make the new tokens.
     """
     ids = tokenizer["model"]["vocab"]
     runs = pieces_of(tokenizer, merges)
@@ -45,7 +46,7 @@ def start_rows(matrix: torch.Tensor, tokenizer: Mapping[str, Any], merges: Seque
 
 
 def _regression(matrix: torch.Tensor, tokenizer: Mapping[str, Any]) -> torch.Tensor | None:
-    """Weights [2 · width + 1, width] from the rows of two parts and a one to that of their joined piece.
+    """Return the weights [2 · width + 1, width] that predict a joined piece's row from its parts' rows and a one.
 
     None where the vocabulary has too few Russian pieces.
     """

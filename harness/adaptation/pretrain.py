@@ -1,15 +1,14 @@
-"""Short continued pre-training of a model with new tokens: their rows alone, then LoRA with them.
+"""Continue the pre-training of a model with new tokens for some steps: only their rows first, then LoRA too.
 
-Rows of old tokens and the layers' own weights never change; LoRA is added to the layers in the end. Texts are packed:
-one after the other with a BOS between them, cut into sequences of one length.
+The rows of old tokens stay as they are; LoRA is merged into the layers at the end. Texts are packed: they are
+concatenated, each after a BOS, and cut into sequences of one length.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,46 +19,31 @@ from torch.utils.checkpoint import checkpoint
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from adapters.torch_backend import load_tokenizer, pick_device, pick_dtype
+from harness.adaptation.options import Pretraining
 from harness.errors import UserError
+from harness.progress import Bar
 from harness.quiet import quiet_libraries
 from harness.training.frozen_norm import replace_frozen_norms
 from harness.training.model import add_lora
 from harness.training.recipe import LoraRecipe
 from harness.training.state import load_state, save_state
 
-# Positions projected to the vocabulary at a time; their logits are computed again in the backward pass.
+# Positions projected to the vocabulary at a time; the backward pass computes their logits again.
 _POSITIONS = 256
 _SAVE_EVERY = 25
-# A row that no batch has had yet gets small gradients from the softmax. Adam would make each of them a full step and
-# drive the row away; against this, about a tenth of the gradient of a row that a batch has, they stay small. Left out
-# altogether, new tokens take too much of the probability: 25% where they are 9% of the text.
+# Adam's epsilon for rows. A row whose token has not occurred in a batch gets small gradients from the softmax alone.
+# Adam would turn each into a full step and drive the row away. This epsilon is about a tenth of the gradient of a token
+# that occurs and keeps those steps small. Without those gradients, new tokens take too much of the probability: 25%
+# where they are 9% of the text.
 _ROW_EPSILON = 1e-3
 _WARMUP_SHARE = 0.1
 
 
-@dataclass(frozen=True)
-class Pretraining:
-    """How long and how fast. A step is one batch."""
-
-    row_steps: int = 0  # in which only the new rows learn
-    lora_steps: int = 0  # after them, in which LoRA learns too
-    batch_tokens: int = 1024
-    sequence_tokens: int = 256
-    row_learning_rate: float = 1e-3
-    lora_learning_rate: float = 4e-4
-    max_gradient_norm: float = 1.0
-    seed: int = 1234
-
-    @property
-    def steps(self) -> int:
-        return self.row_steps + self.lora_steps
-
-
 def pack_texts(encoded: Sequence[Sequence[int]], length: int) -> np.ndarray:
-    """Token ids of texts, each with its BOS, as rows of one length, int64 [rows, length]. What is left over is dropped.
+    """Return token ids of texts, each with its BOS, as int64 [rows, length]; the tokens after the last row are dropped.
 
     Raises:
-        UserError: less text than one row.
+        UserError: The texts do not fill one row.
     """
     flat = np.array([token for tokens in encoded for token in tokens], dtype=np.int64)
     rows = len(flat) // length
@@ -68,26 +52,18 @@ def pack_texts(encoded: Sequence[Sequence[int]], length: int) -> np.ndarray:
     return flat[: rows * length].reshape(rows, length)
 
 
-def pretrain(
-    model_dir: Path,
-    first_new: int,
-    texts: Sequence[str],
-    plan: Pretraining,
-    work: Path,
-    progress: Callable[[int], Callable[[int, str], None]],
-) -> None:
-    """Trains the model in its directory and writes it there, whole.
+def pretrain(model_dir: Path, first_new: int, texts: Sequence[str], plan: Pretraining, work: Path) -> None:
+    """Train the model in `model_dir` and write the result there.
 
     Args:
-        model_dir: from `write_model`.
-        first_new: id of the first new token.
-        texts: to learn from.
-        plan: steps and rates.
-        work: for states to resume from.
-        progress: called with the number of steps; gives a function to call with (step, text to show beside).
+        model_dir: From `write_model`.
+        first_new: Id of the first new token.
+        texts: The texts to learn from.
+        plan: Steps and rates.
+        work: The directory of states to resume from.
 
     Raises:
-        UserError: too little text, a loss that is not finite, a full disk.
+        UserError: There is too little text, the loss is not finite, or the disk is full.
     """
     tokenizer = load_tokenizer(model_dir)
     order = list(texts)
@@ -112,36 +88,36 @@ def pretrain(
         weight_decay=0.0,
     )
     done = load_state(work, state, optimiser)
-    show = progress(plan.steps)
-    show(done.step, "")
     started = time.monotonic() - done.seconds
     per_step = max(1, plan.batch_tokens // plan.sequence_tokens)
-    while done.step < plan.steps:
-        batch = rows[np.arange(done.step * per_step, (done.step + 1) * per_step) % len(rows)]
-        if wrapper is not None:
-            (wrapper.enable_adapter_layers if done.step >= plan.row_steps else wrapper.disable_adapter_layers)()
-        for group in optimiser.param_groups:
-            group["lr"] = group["peak"] * _rate_share(done.step, plan)
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not torch.float32):
-            loss = trained.loss(torch.from_numpy(batch).to(device))
-        if not torch.isfinite(loss):
-            raise UserError(f"the loss is {loss.item()} at step {done.step + 1}", "train for fewer steps, or report it")
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(
-            [parameter for parameter in state.values() if parameter.requires_grad], plan.max_gradient_norm
-        )
-        optimiser.step()
-        done.step += 1
-        done.seconds = time.monotonic() - started
-        show(done.step, f"loss {loss.item():.3f}")
-        if done.step % _SAVE_EVERY == 0 or done.step == plan.steps:
-            save_state(work, done, state, optimiser)
+    with Bar("training", plan.steps, "step", done=done.step) as bar:
+        while done.step < plan.steps:
+            batch = rows[np.arange(done.step * per_step, (done.step + 1) * per_step) % len(rows)]
+            if wrapper is not None:
+                (wrapper.enable_adapter_layers if done.step >= plan.row_steps else wrapper.disable_adapter_layers)()
+            for group in optimiser.param_groups:
+                group["lr"] = group["peak"] * _rate_share(done.step, plan)
+            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not torch.float32):
+                loss = trained.loss(torch.from_numpy(batch).to(device))
+            if not torch.isfinite(loss):
+                hint = "train for fewer steps, or report it"
+                raise UserError(f"the loss is {loss.item()} at step {done.step + 1}", hint)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(
+                [parameter for parameter in state.values() if parameter.requires_grad], plan.max_gradient_norm
+            )
+            optimiser.step()
+            done.step += 1
+            done.seconds = time.monotonic() - started
+            bar.advance(1, f"loss {loss.item():.3f}")
+            if done.step % _SAVE_EVERY == 0 or done.step == plan.steps:
+                save_state(work, done, state, optimiser)
     trained.write(model_dir, wrapper)
 
 
 def _rate_share(step: int, plan: Pretraining) -> float:
-    """A warm-up and a linear decay in each of the two phases."""
+    """Return the share of the peak rate: each of the two phases has a warm-up and a linear decay."""
     start, steps = (0, plan.row_steps) if step < plan.row_steps else (plan.row_steps, plan.lora_steps)
     place = step - start + 1
     warmup = max(1, round(_WARMUP_SHARE * steps))
@@ -149,7 +125,7 @@ def _rate_share(step: int, plan: Pretraining) -> float:
 
 
 class Rows:
-    """The model with its new rows as a parameter of their own, in float32."""
+    """The model with its new rows as a separate float32 parameter."""
 
     def __init__(self, model: Any, first_new: int, dtype: torch.dtype) -> None:
         self.model = model
@@ -161,7 +137,7 @@ class Rows:
         self.scale = float(model.get_input_embeddings().scalar_embed_scale)
 
     def loss(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Mean cross-entropy of the next token, in nats. `tokens`: int64 [rows, length]."""
+        """Return the mean cross-entropy of the next token, in nats. `tokens`: int64 [rows, length]."""
         is_new = (tokens >= self.first).unsqueeze(-1)
         old = functional.embedding(tokens.clamp(max=self.first - 1), self.old)
         new = functional.embedding((tokens - self.first).clamp(min=0), self.rows).to(self.dtype)
@@ -182,11 +158,11 @@ class Rows:
 
     @torch.no_grad()
     def write(self, model_dir: Path, wrapper: Any) -> None:
-        """The trained model in place of the one that was read, in the type that it was stored in.
+        """Write the trained model over the one that was read, in the same stored type.
 
         Args:
-            model_dir: where to.
-            wrapper: peft's, whose LoRA is added to the layers; or None.
+            model_dir: The model's directory.
+            wrapper: peft's, whose LoRA is merged into the layers; or None.
         """
         stored = Gemma3TextConfig.from_pretrained(model_dir).dtype
         with quiet_libraries():

@@ -1,7 +1,7 @@
-"""tokenizer.json of a SentencePiece-like byte-pair encoding (Gemma's): read, pruned, extended.
+"""Read, prune and extend the tokenizer.json of a SentencePiece-like byte-pair encoding such as Gemma's.
 
-Such a tokenizer writes spaces as "▁", starts from single characters, and again and again joins the pair of neighbours
-that stands first in its list of merges; characters that it does not know become bytes.
+Such a tokenizer writes spaces as "▁", starts from single characters, and repeatedly joins the pair of neighbours that
+comes first in its list of merges. Unknown characters become bytes.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ SPACE = "▁"
 _BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 _UNUSED = re.compile(r"<unused\d+>")
 _ALWAYS = re.compile(r"▁?[\x21-\x7eА-Яа-яЁё«»—–…№\n\t▁]")
-# Pieces of a vocabulary that a merge may not cross: whole Cyrillic words and parts of them.
+# Whole Cyrillic words and parts of them: new merges join only such pieces.
 CYRILLIC_PIECE = re.compile(f"{SPACE}?[А-Яа-яЁё]+")
 
 
 def read_tokenizer(model_dir: Path) -> dict[str, Any]:
-    """The parsed tokenizer.json.
+    """Return the parsed tokenizer.json.
 
     Raises:
-        UserError: not readable, or not of this kind.
+        UserError: It cannot be read, or is of another kind.
     """
     path = model_dir / "tokenizer.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}", "copy the model anew") from error
+        raise UserError(f"cannot read {path}: {error}", "copy the model again") from error
     problem = _problem(content)
     if problem:
         raise UserError(
@@ -43,7 +43,7 @@ def read_tokenizer(model_dir: Path) -> dict[str, Any]:
 
 
 def _problem(content: Mapping[str, Any]) -> str | None:
-    """What keeps a tokenizer from being like Gemma's."""
+    """Return how a tokenizer differs from Gemma's kind; None where it does not."""
     model = content.get("model") or {}
     if model.get("type") != "BPE":
         return f"a {model.get('type')} tokenizer, not BPE"
@@ -58,16 +58,16 @@ def _problem(content: Mapping[str, Any]) -> str | None:
 
 
 def merge_pairs(tokenizer: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The merges in their order; older files write a pair as one text."""
+    """Return the merges in order; older files write a pair as one text."""
     pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in tokenizer["model"]["merges"])
     return [(left, right) for left, right in pairs]
 
 
 def always_kept(tokenizer: Mapping[str, Any]) -> set[int]:
-    """Ids that no pruning drops.
+    """Return the ids that pruning never drops.
 
-    Everything up to the last byte (special tokens and reserved ones, which so keep their ids), other added tokens but
-    `<unusedN>`, ASCII, Russian letters and marks, with and without a space before them.
+    They are everything up to the last byte (so special and reserved tokens keep their ids), all other added tokens
+    except `<unusedN>`, and ASCII, Russian letters and punctuation, with and without a space before them.
     """
     vocabulary = tokenizer["model"]["vocab"]
     kept = set(range(max(vocabulary[byte] for byte in _BYTES) + 1))
@@ -76,10 +76,10 @@ def always_kept(tokenizer: Mapping[str, Any]) -> set[int]:
 
 
 def with_derivations(tokenizer: Mapping[str, Any], ids: Iterable[int]) -> set[int]:
-    """The ids and every piece that the encoding passes through on its way to one of them.
+    """Return the ids, and those of every intermediate piece that the encoding makes on its way to one of them.
 
-    Which merges lead to a token depends on its own text alone: no merge crosses the border of a token that stands in
-    the end. So a tokenizer pruned to such a set encodes every text whose tokens are all kept as it did before.
+    The merges that lead to a token depend only on the token's own text: no merge crosses the border of a final token.
+    So a tokenizer pruned to such a set encodes every text whose tokens are all kept as it did before.
     """
     vocabulary = tokenizer["model"]["vocab"]
     pieces = {number: piece for piece, number in vocabulary.items()}
@@ -93,18 +93,18 @@ def with_derivations(tokenizer: Mapping[str, Any], ids: Iterable[int]) -> set[in
 
 
 def merge_ranks(tokenizer: Mapping[str, Any]) -> dict[tuple[str, str], int]:
-    """Pair of pieces -> its place in the list of merges."""
+    """Return pair of pieces -> its place in the list of merges."""
     return {pair: rank for rank, pair in enumerate(merge_pairs(tokenizer))}
 
 
 def last_merge(text: str, ranks: Mapping[tuple[str, str], int]) -> tuple[str, str] | None:
-    """The two pieces that are joined last while the text alone is encoded; None if it does not become one piece."""
+    """Return the two pieces that are joined last when the text is encoded; None if it does not become one piece."""
     joins = list(_joins(list(text), ranks))
     return joins[-1] if joins and "".join(joins[-1]) == text else None
 
 
 def _joins(parts: list[str], ranks: Mapping[tuple[str, str], int]) -> Iterator[tuple[str, str]]:
-    """The pairs that byte-pair encoding joins, in their order."""
+    """Yield the pairs that byte-pair encoding joins, in order."""
     parts = list(parts)
     while len(parts) > 1:
         pairs = [(parts[place], parts[place + 1]) for place in range(len(parts) - 1)]
@@ -117,11 +117,11 @@ def _joins(parts: list[str], ranks: Mapping[tuple[str, str], int]) -> Iterator[t
 
 
 def pruned(tokenizer: Mapping[str, Any], kept: Collection[int]) -> dict[str, Any]:
-    """The tokenizer with these ids alone, numbered anew in their old order.
+    """Return the tokenizer with only these ids, renumbered in their old order.
 
     Args:
-        tokenizer: from `read_tokenizer`.
-        kept: from `with_derivations`, `always_kept` among them.
+        tokenizer: From `read_tokenizer`.
+        kept: From `with_derivations`; `always_kept` must be among them.
     """
     new_ids = {old: new for new, old in enumerate(sorted(kept))}
     vocabulary = {piece: new_ids[number] for piece, number in tokenizer["model"]["vocab"].items() if number in new_ids}
@@ -141,14 +141,15 @@ def pruned(tokenizer: Mapping[str, Any], kept: Collection[int]) -> dict[str, Any
 
 
 def extended(tokenizer: Mapping[str, Any], merges: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """The tokenizer with more merges behind its own ones.
+    """Return the tokenizer with more merges after its own.
 
-    They apply where the old ones have done their work, so every new token stands for a run of old tokens, and every
-    text keeps the old tokens wherever no new one fits.
+    The new merges apply to the result of the old ones, so every new token stands for a run of old tokens, and a text
+    keeps its old tokens wherever no new one fits.
 
     Args:
-        tokenizer: from `read_tokenizer`.
-        merges: pairs of pieces, each piece old or made by a merge before it. Two that make the same piece share its id.
+        tokenizer: From `read_tokenizer`.
+        merges: Pairs of pieces, each piece old or made by an earlier merge. Merges that make the same piece share its
+            id.
     """
     vocabulary = dict(tokenizer["model"]["vocab"])
     first = max([*vocabulary.values(), *(token["id"] for token in tokenizer["added_tokens"])]) + 1
@@ -159,6 +160,6 @@ def extended(tokenizer: Mapping[str, Any], merges: Sequence[tuple[str, str]]) ->
 
 
 def size(tokenizer: Mapping[str, Any]) -> int:
-    """Rows that the model's vocabulary matrix must have."""
+    """Return the number of rows that the model's vocabulary matrix must have."""
     ids = [*tokenizer["model"]["vocab"].values(), *(token["id"] for token in tokenizer["added_tokens"])]
     return max(ids) + 1

@@ -1,6 +1,6 @@
-"""Quantisation that mlx-lm learns from texts: DWQ (scales and biases distilled) and AWQ (weights scaled and clipped).
+"""Quantise with mlx-lm's learned methods: DWQ (distils scales and biases) and AWQ (scales and clips weights).
 
-Both are mlx_lm.quant's own code, given train documents of the benchmark in place of its English texts.
+Both run mlx_lm.quant's own code on train documents of the benchmark in place of its English texts.
 DWQ: https://github.com/ml-explore/mlx-lm/blob/main/mlx_lm/LEARNED_QUANTS.md; AWQ: Lin et al. 2023, arXiv:2306.00978.
 """
 
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,36 +27,35 @@ from harness.errors import UserError
 # mlx-lm's own settings.
 _DWQ_BATCH, _DWQ_RATE, _DWQ_VALIDATION = 4, 1e-6, 32
 _AWQ_GRID = 20
-# Forward passes over all tokens that a method costs about. DWQ: the teacher's, and the student's with its backward one.
-# AWQ: each of the scales that it tries in three places of a layer reruns a part of it.
+# Approximate cost in forward passes over all tokens. DWQ: the teacher's, and the student's with its backward pass.
+# AWQ: for each scale that it tries in three places of a layer, a part of the layer.
 _FORWARDS = {"dwq": 4.0, "awq": 1.5 * _AWQ_GRID}
 _TIMED_TOKENS = 128
-_PATIENCE = 3600.0
+_LONGEST_SECONDS = 3600.0  # longer work without a GPU is refused
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Token ids of texts, and how many bits to learn for them."""
+    """Token ids of texts, and the width to learn for them."""
 
     sequences: Sequence[Sequence[int]]
     bits: int
     group_size: int
 
 
-def learn(
-    method: str, source: Path, target: Path, calibration: Calibration, say: Callable[[str], None] = lambda text: None
-) -> None:
-    """Writes a quantised copy of a model directory.
+def learn(method: str, source: Path, target: Path, calibration: Calibration) -> None:
+    """Write a quantised copy of a model directory. mlx-lm's own output goes to stderr.
 
     Args:
         method: "dwq" or "awq".
-        source: an unquantised model as mlx_lm loads it.
-        target: the directory to make.
-        calibration: what to learn from.
-        say: told how long it will take, where MLX has no GPU. mlx-lm's own lines go to stderr.
+        source: An unquantised model as mlx_lm loads it.
+        target: The directory to make.
+        calibration: What to learn from.
 
     Raises:
-        UserError: too few texts, or hours of work for want of a GPU.
+        UserError: There are too few texts, or the work takes hours because there is no GPU.
     """
     loaded: Any = load(str(source), return_config=True)
     model, tokenizer, config = loaded
@@ -65,9 +65,9 @@ def learn(
         seconds = _FORWARDS[method] * tokens * _seconds_a_token(model, calibration.sequences)
         texts = len(calibration.sequences)
         estimate = f"{method} on {texts} texts takes about {_duration(seconds)}: MLX has no GPU here"
-        if seconds > _PATIENCE:
-            raise UserError(estimate, "give fewer --samples, a smaller model, or do it on Apple Silicon or CUDA")
-        say(estimate)
+        if seconds > _LONGEST_SECONDS:
+            raise UserError(estimate, "give fewer --samples, a smaller model, or use Apple Silicon or CUDA")
+        log.info("%s", estimate)
     mx.random.seed(0)
     with contextlib.redirect_stdout(sys.stderr):
         if method == "dwq":
@@ -78,17 +78,17 @@ def learn(
 
 
 def has_gpu() -> bool:
-    """Whether MLX computes on one."""
+    """Return whether MLX computes on a GPU."""
     return bool(mx.default_device() == mx.gpu)
 
 
 def _learn_dwq(model: nn.Module, config: dict[str, Any], calibration: Calibration) -> tuple[nn.Module, dict[str, Any]]:
-    """A quantised model whose scales and biases were trained to give the next-token distributions of the whole one."""
+    """Return a quantised model whose scales and biases were trained towards the original's next-token distributions."""
     sequences = [(list(tokens), 0) for tokens in calibration.sequences]
     held_out = min(_DWQ_VALIDATION, len(sequences) // 4)
     if held_out < _DWQ_BATCH:
         raise UserError(f"dwq needs {4 * _DWQ_BATCH} texts or more", "give more --samples")
-    every = len(sequences) // held_out  # texts of all tasks, which stand one task after the other
+    every = len(sequences) // held_out  # the texts are grouped by task, so these are of all tasks
     validation = sequences[::every][:held_out]
     train = [sequence for number, sequence in enumerate(sequences) if number % every or number >= every * held_out]
     student, config = quantize_model(copy.deepcopy(model), config, calibration.group_size, calibration.bits)
@@ -106,7 +106,7 @@ def _learn_dwq(model: nn.Module, config: dict[str, Any], calibration: Calibratio
 
 
 def _learn_awq(model: nn.Module, config: dict[str, Any], calibration: Calibration) -> dict[str, Any]:
-    """Scales, clips and quantises the model in place. Gives its configuration."""
+    """Scale, clip and quantise the model in place; return its configuration."""
     inputs = _rows(calibration.sequences, model.args.sliding_window)
     embedding = _ScaledEmbedding(model.model.embed_tokens, model.args.hidden_size)
     model.model.embed_tokens = embedding
@@ -122,13 +122,13 @@ def _learn_awq(model: nn.Module, config: dict[str, Any], calibration: Calibratio
     )
     model.model.embed_tokens = model.model.embed_tokens.inner
     config = awq.update_config(model, config)
-    # Which mlx-lm leaves at 4 and 64, whatever the matrices have.
+    # mlx-lm leaves these at 4 and 64, whatever the matrices have.
     config["quantization"] |= {"bits": calibration.bits, "group_size": calibration.group_size}
     return config
 
 
 class _ScaledEmbedding(nn.Module):
-    """Gemma's embeddings as its first layer gets them, times √width, which mlx-lm's AWQ forgets."""
+    """Gemma's embeddings times √width, as its first layer gets them; mlx-lm's AWQ leaves the factor out."""
 
     def __init__(self, inner: nn.Module, width: int) -> None:
         super().__init__()
@@ -143,9 +143,9 @@ class _ScaledEmbedding(nn.Module):
 
 
 def _rows(sequences: Sequence[Sequence[int]], window: int) -> mx.array:
-    """The texts one after the other, cut into rows of one length, int32 [rows, tokens]: AWQ takes no padding.
+    """Concatenate the texts and cut them into rows of one length, int32 [rows, tokens]: AWQ takes no padding.
 
-    No row is longer than the sliding window, which AWQ's mask does not know.
+    No row is longer than the sliding window, because AWQ's mask ignores the window.
     """
     flat = [token for sequence in sequences for token in sequence]
     width = min(window, len(flat))
@@ -154,7 +154,7 @@ def _rows(sequences: Sequence[Sequence[int]], window: int) -> mx.array:
 
 
 def _seconds_a_token(model: nn.Module, sequences: Sequence[Sequence[int]]) -> float:
-    """Of a forward pass, measured: the second of two, since the first reads the weights."""
+    """Return the time of a forward pass for each token: that of the second pass, since the first reads the weights."""
     row = mx.array([max(sequences, key=len)[:_TIMED_TOKENS]])
     mx.eval(model(row))
     started = time.monotonic()

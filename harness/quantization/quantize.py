@@ -1,7 +1,7 @@
-"""`rsg-harness quantize`: a model or a checkpoint to an MLX directory with fewer bits.
+"""`rsg-harness quantize`: write a copy of a model or a checkpoint that MLX stores in fewer bits.
 
-The backbone is quantised by mlx_lm.convert; task heads stay in full precision beside it. The directory is a checkpoint
-of ours where the model was one, and in any case a model that `mlx_lm.generate` loads.
+mlx_lm.convert quantises the backbone; task heads stay in full precision beside it. The result is a model that
+`mlx_lm.generate` loads, and a checkpoint of this program where the source was one.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import shutil
-import tempfile
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapters.mlx_weights import (
-    MIXED_RECIPES,
-    QUANTIZATION_MODES,
     check_quantization,
     convert,
     mlx_config,
@@ -29,42 +26,36 @@ from adapters.mlx_weights import (
     stored_bytes,
     write_converted,
 )
-from harness.errors import UserError, nearest_hint
-from harness.evaluation.options import Progress
-from harness.models.checkpoint import read_checkpoint, write_merged
-from harness.models.resolve import LocalModel, default_model, resolve_model
-from harness.quantization.mixing import Part, average_bits, choose_bits
+from harness.errors import UserError
+from harness.files import whole_directory
+from harness.models.checkpoint import write_merged
+from harness.models.resolve import LocalModel, ModelReference, find_model, provide
+from harness.quantization.options import SAMPLES, QuantizeOptions, bits_and_group_size, check_quantize_options
+from harness.quantization.sensitivity import Part, average_bits, choose_bits, measure_sensitivity
 from harness.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from harness.quantization.learned import Calibration
 
-# How many texts the learned methods read: mlx-lm's own numbers.
-SAMPLES = {"dwq": 2048, "awq": 128}
-METHODS = ("plain", "sensitivity", *SAMPLES)
-_MAX_TOKENS = 1024  # of a text
 SENSITIVITY = "sensitivity.json"
+_MAX_TOKENS = 1024  # of a text that a learned method reads
+# MLX computes in bfloat16, so what stays unquantised is stored in it.
+_DTYPE = "bfloat16"
 
-
-@dataclass(frozen=True)
-class QuantizeOptions:
-    """What the user asked for; see `rsg-harness quantize --help`."""
-
-    output: Path
-    model: str | None = None
-    bits: int | None = None  # None: 4, or what the mode or the recipe has
-    group_size: int | None = None  # None: what is usual for the mode
-    mode: str = "affine"
-    recipe: str | None = None  # one of MIXED_RECIPES
-    method: str = "plain"  # one of METHODS
-    data: str = "mini"  # for all but `plain`: whose train documents are looked at
-    samples: int | None = None  # for learned methods: how many of them; None: SAMPLES
-    target_bits: float = 5.0  # for `sensitivity`: a weight, scales included
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """What came out. Sizes in bytes, of the weights as stored."""
+    """The outcome of quantising.
+
+    Attributes:
+        directory: What was written.
+        model: What it was made from.
+        bits_per_weight: Scales, and matrices that are not quantised, included.
+        bytes_before: Of the weights as stored.
+        bytes_after: Of the weights as stored.
+    """
 
     directory: Path
     model: LocalModel
@@ -73,69 +64,42 @@ class Quantized:
     bytes_after: int
 
 
-def quantize(
-    options: QuantizeOptions, say: Callable[[str], None] = lambda text: None, progress: Progress | None = None
-) -> Quantized:
-    """Writes the quantised directory, whole or not at all.
-
-    Args:
-        options: what to write.
-        say: told what takes long.
-        progress: as for `run`; the sensitivity of some dozens of parts takes minutes.
+def quantize(options: QuantizeOptions) -> Quantized:
+    """Write the quantised directory, whole or not at all.
 
     Raises:
-        UserError: settings that MLX does not offer or that do not divide the matrices, a quantised model, a directory
-            that is not empty, no room.
+        UserError: MLX does not offer the settings, they do not divide the matrices, the model is quantised already,
+            the output is not empty, or there is no room for it.
     """
-    if options.output.exists() and any(options.output.iterdir()):
-        raise UserError(f"{options.output} is not empty", "name another --output")
-    if options.recipe is not None and options.recipe not in MIXED_RECIPES:
-        raise UserError(f"unknown recipe {options.recipe!r}", nearest_hint(options.recipe, MIXED_RECIPES, "recipes"))
-    if options.recipe is not None and options.mode != "affine":
-        raise UserError(f"mixed recipes are affine, not {options.mode}", "leave out --mode or --recipe")
-    if options.method not in METHODS:
-        raise UserError(f"unknown method {options.method!r}", nearest_hint(options.method, METHODS, "methods"))
-    if options.method != "plain" and (options.recipe is not None or options.mode != "affine"):
-        raise UserError(f"--method {options.method} goes with mode affine and no recipe", "leave out --recipe, --mode")
-    if options.method == "dwq" and options.bits == 8:
-        raise UserError("dwq has nothing to learn at 8 bits", "use --method plain, or fewer --bits")
-    if options.samples is not None and options.samples < 1:
-        raise UserError(f"--samples {options.samples} makes no sense", "give 16 or more, or leave it out")
-    name = options.model or default_model()
-    model = resolve_model(name, say)
+    check_quantize_options(options)
+    reference = find_model(options.model)
+    model = provide(reference)
     config = read_config(model.path)
     found = quantization_of(config)
     if found is not None:
         raise UserError(f"{model.name} is already quantised to {found['bits']} bits", "name the unquantised model")
-    staged = {**mlx_config(config), "dtype": "bfloat16"}
-    bits, group_size = _settings(options)
+    staged = {**mlx_config(config), "dtype": _DTYPE}
+    bits, group_size = bits_and_group_size(options)
     check_quantization(staged, bits, group_size, options.mode)
     what = f"{options.recipe or f'{bits} bits'}, group size {group_size}"
     predicate: Any = options.recipe
     measured = calibration = None
     if options.method in SAMPLES:
-        calibration = _calibration(options, model, bits, group_size)
+        calibration = _calibration(options, reference, model, bits, group_size)
         what = f"{bits} bits by {options.method}, group size {group_size}"
     elif options.method == "sensitivity":
-        parts, part_bits = _measure(options, model, name, bits, group_size, say, progress)
+        parts, part_bits = _measure(options, reference, model, bits, group_size)
         predicate = _raising(parts, part_bits, bits, group_size)
         measured = _sensitivity_text(parts, part_bits)
         what = f"{_counts(part_bits)}, group size {group_size}"
-    say(f"quantising {model.name} to {what}")
-    try:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{options.output.name}-", dir=options.output.parent))
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {options.output.parent}: {error.strerror}", "name another --output"
-        ) from error
-    try:
-        result = scratch / "result"
+    log.info("quantising %s to %s", model.name, what)
+    with whole_directory(options.output) as result:
         if calibration is not None:
-            from harness.quantization.learned import learn  # which loads MLX
+            from harness.quantization.learned import learn  # loads MLX
 
-            learn_from = functools.partial(learn, options.method, calibration=calibration, say=say)
-            write_converted(model.path, staged, result, learn_from)
+            write_converted(
+                model.path, staged, result, functools.partial(learn, options.method, calibration=calibration)
+            )
         else:
             with quiet_libraries():
                 convert(
@@ -145,7 +109,7 @@ def quantize(
                     q_bits=bits,
                     q_group_size=group_size,
                     q_mode=options.mode,
-                    dtype="bfloat16",
+                    dtype=_DTYPE,
                     quant_predicate=predicate,
                 )
         if measured is not None:
@@ -154,38 +118,28 @@ def quantize(
         if model.checkpoint is not None:
             bits_per_weight = f"{8 * after / weights:.2f} bits a weight"
             write_merged(result, model.checkpoint, f"Quantised by rsg-harness: {what}, {bits_per_weight}.")
-        result.rename(options.output)
-    except OSError as error:
-        raise UserError(f"cannot write {options.output}: {error.strerror}", "free some space") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return Quantized(options.output, model, 8 * after / weights, stored_bytes(model.path), after)
 
 
-def _calibration(options: QuantizeOptions, model: LocalModel, bits: int, group_size: int) -> Calibration:
+def _calibration(
+    options: QuantizeOptions, reference: ModelReference, model: LocalModel, bits: int, group_size: int
+) -> Calibration:
     from adapters.torch_backend import load_tokenizer
     from harness.quantization.calibration import calibration_sequences
     from harness.quantization.learned import Calibration
 
-    prompts = read_checkpoint(model.checkpoint).prompts() if model.checkpoint else None
     count = options.samples or SAMPLES[options.method]
-    sequences = calibration_sequences(load_tokenizer(model.path), prompts, options.data, count, _MAX_TOKENS)
+    sequences = calibration_sequences(load_tokenizer(model.path), reference.prompts, options.data, count, _MAX_TOKENS)
     return Calibration(sequences, bits, group_size)
 
 
 def _measure(
-    options: QuantizeOptions,
-    model: LocalModel,
-    name: str,
-    bits: int,
-    group_size: int,
-    say: Callable[[str], None],
-    progress: Progress | None,
+    options: QuantizeOptions, reference: ModelReference, model: LocalModel, bits: int, group_size: int
 ) -> tuple[list[Part], dict[str, int]]:
-    """All parts with their sensitivity, and the bits of each by its name.
+    """Return all parts with their sensitivity, and each part's bits by its name.
 
     Raises:
-        UserError: fewer bits asked for than the low ones take.
+        UserError: The budget is smaller than what the lowest width takes.
     """
     one = Part("", (), 1, 0.0)
     lowest = average_bits([one], {one.name: bits}, group_size)
@@ -194,22 +148,18 @@ def _measure(
             f"--target-bits {options.target_bits} is less than {bits} bits with their scales take",
             f"give {lowest} or more, or fewer --bits",
         )
-    from harness.quantization.sensitivity import measure_sensitivity  # which loads lm-eval and PyTorch
-
-    say(f"measuring {model.name} on train documents of {options.data}")
-    parts = measure_sensitivity(
-        name, bits, group_size, options.data, progress or (lambda what, total: lambda done: None)
-    )
+    log.info("measuring %s on train documents of %s", model.name, options.data)
+    parts = measure_sensitivity(reference.name, model, bits, group_size, options.data)
     chosen = choose_bits(parts, bits, group_size, options.target_bits)
     for part in sorted(parts, key=lambda part: -part.divergence)[:5]:
-        say(f"{part.name}: KL {part.divergence:.4f} at {bits} bits, gets {chosen[part.name]}")
+        log.info("%s: KL %.4f at %d bits, gets %d", part.name, part.divergence, bits, chosen[part.name])
     return parts, chosen
 
 
 def _raising(
     parts: Sequence[Part], part_bits: Mapping[str, int], bits: int, group_size: int
 ) -> Callable[[str, Any], bool | dict[str, Any]]:
-    """mlx_lm's quant_predicate: more than the usual `bits` for the matrices of some parts."""
+    """Return mlx_lm's quant_predicate that gives the matrices of some parts more than `bits`."""
     raised = {
         matrix: {"group_size": group_size, "bits": part_bits[part.name], "mode": "affine"}
         for part in parts
@@ -227,20 +177,3 @@ def _counts(part_bits: Mapping[str, int]) -> str:
 def _sensitivity_text(parts: Sequence[Part], part_bits: Mapping[str, int]) -> str:
     rows = [{**dataclasses.asdict(part), "bits": part_bits[part.name]} for part in parts]
     return json.dumps(rows, ensure_ascii=False, indent=1) + "\n"
-
-
-def _settings(options: QuantizeOptions) -> tuple[int, int]:
-    """Bits and group size: as asked for, else the usual ones.
-
-    Raises:
-        UserError: bits beside a recipe, which has its own; an unknown mode.
-    """
-    if options.mode not in QUANTIZATION_MODES:
-        raise UserError(f"unknown mode {options.mode!r}", nearest_hint(options.mode, QUANTIZATION_MODES, "modes"))
-    all_bits, group_sizes = QUANTIZATION_MODES[options.mode]
-    usual_bits, usual_group = (4, 64) if options.mode == "affine" else (all_bits[0], group_sizes[0])
-    if options.recipe is not None:
-        if options.bits is not None:
-            raise UserError(f"the recipe {options.recipe} names its own bits", "leave out --bits")
-        usual_bits = int(options.recipe.split("_")[1])  # mixed_4_6: most matrices have 4
-    return options.bits or usual_bits, options.group_size or usual_group

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -55,15 +56,20 @@ def plainly_quantised(model: Path) -> Any:
 
 @pytest.mark.parametrize("method", ["dwq", "awq"])
 def test_it_is_nearer_to_the_whole_model_than_plain_rounding(
-    model: Path, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    model: Path,
+    tmp_path: Path,
+    method: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     from mlx_lm import load
 
     # mlx-lm's rate moves a scale by a millionth a step: nothing within the few steps of a test.
     monkeypatch.setattr(learned, "_DWQ_RATE", 2e-4)
-    said: list[str] = []
-    learn(method, model, tmp_path / method, Calibration(texts(seed=0), BITS, GROUP_SIZE), said.append)
-    assert any("takes about" in text for text in said) == (not learned.has_gpu())
+    with caplog.at_level(logging.INFO):
+        learn(method, model, tmp_path / method, Calibration(texts(seed=0), BITS, GROUP_SIZE))
+    assert any("takes about" in text for text in caplog.messages) == (not learned.has_gpu())
     assert capfd.readouterr().out == ""
     whole, _ = load(str(model))
     better, _ = load(str(tmp_path / method))
@@ -90,7 +96,7 @@ def test_awq_reads_the_embeddings_as_the_first_layer_does(model: Path) -> None:
 def test_hours_without_a_gpu_are_refused(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if learned.has_gpu():
         pytest.skip("there is a GPU")
-    monkeypatch.setattr(learned, "_PATIENCE", 1e-6)
+    monkeypatch.setattr(learned, "_LONGEST_SECONDS", 1e-6)
     with pytest.raises(UserError, match=r"dwq on 40 texts takes about .*no GPU here.*--samples"):
         learn("dwq", model, tmp_path / "dwq", Calibration(texts(seed=0), BITS, GROUP_SIZE))
     assert not (tmp_path / "dwq").exists()

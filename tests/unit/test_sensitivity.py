@@ -1,10 +1,12 @@
+"""A budget of bits goes to the parts that gain most from it."""
+
 from __future__ import annotations
 
 import itertools
 
 import pytest
 
-from harness.quantization.mixing import BITS, Part, average_bits, choose_bits
+from harness.quantization.sensitivity import BITS, Part, average_bits, choose_bits
 
 # Divergence for its size: small first, then broad, then deaf.
 PARTS = [
