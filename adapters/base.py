@@ -5,16 +5,18 @@ numpy arrays, plain numbers and dataclasses cross this border, never tensors. Ad
 
 from __future__ import annotations
 
+import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 
 class UserError(Exception):
-    """Something that the user can mend. `hint` says how; the command prints both in one line and exits with 2."""
+    """Something that the user can fix. `hint` says how; the command prints both in one line and exits with 2."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -23,6 +25,16 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+def is_installed(module: str) -> bool:
+    """Return whether a module can be found, without importing it."""
+    return importlib.util.find_spec(module) is not None
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its type where it has none."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 class OutOfMemory(Exception):
@@ -77,7 +89,7 @@ class Backend(ABC):
         prefix: Prefix | None = None,
         keep: bool = False,
     ) -> tuple[np.ndarray, Prefix | None]:
-        """Runs the rows, each following the same `prefix`, and reads the last hidden states at some positions.
+        """Run the rows, each following the same `prefix`, and read the last hidden states at some positions.
 
         Args:
             rows: token ids; none empty. Shorter rows are padded on the right.
@@ -95,7 +107,7 @@ class Backend(ABC):
 
     @abstractmethod
     def project(self, hidden: np.ndarray, sources: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Log-probabilities of chosen tokens, computed in float32 over the whole vocabulary.
+        """Return the log-probabilities of chosen tokens, computed in float32 over the whole vocabulary.
 
         Args:
             hidden: float32 [n, hidden size], from `hidden_states`.
@@ -116,7 +128,7 @@ class Backend(ABC):
         sampling: Sampling,
         on_text: Callable[[int, str], None] | None = None,
     ) -> list[str]:
-        """Continues every prompt, as one batch.
+        """Continue every prompt, as one batch.
 
         Args:
             prompts: token ids, none empty.
@@ -132,4 +144,89 @@ class Backend(ABC):
 
     @abstractmethod
     def peak_memory(self) -> int | None:
-        """Peak bytes that the device's allocator held, or None where the process's own peak is the measure (CPU)."""
+        """Return the peak bytes that the device's allocator held; None where the process's own is the measure."""
+
+
+# (name below the cache, what fills an empty directory, what to tell the user) -> the directory, made once.
+CachedDirectory = Callable[[str, Callable[[Path], None], str], Path]
+
+
+@dataclass(frozen=True)
+class BackendKind:
+    """A name for --backend.
+
+    Attributes:
+        name: Such as "mlx-q4".
+        family: The library behind it.
+        summary: A line for the list of backends.
+        settings: What tells it from the family's other backends: a device, a number of bits.
+    """
+
+    name: str
+    family: Family
+    summary: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LoadRequest:
+    """What a backend is loaded from and how.
+
+    Attributes:
+        model_dir: Holds config.json, tokenizer.json and safetensors.
+        fingerprint: SHA-256 of the model, which names conversions of it in the cache.
+        cached: Makes directories of the cache, whole or not at all.
+        execution: The library that computes.
+        dtype: "auto", "float32", "bfloat16" or "float16": the type of the computation.
+        args: Values of --backend-arg, of the family's types.
+    """
+
+    model_dir: Path
+    fingerprint: str
+    cached: CachedDirectory
+    execution: str
+    dtype: str
+    args: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A line of `rsg-harness doctor`. `advice` says what to do; it is empty where all is well."""
+
+    name: str
+    value: str
+    advice: str = ""
+
+
+class Family(ABC):
+    """A library that computes: its backends, and how one is loaded. Importing it loads no tensor library."""
+
+    name: str
+    # The libraries that can compute its backends; the first is the usual one.
+    executions: tuple[str, ...]
+    # --backend-arg NAME=VALUE: name -> type.
+    arguments: Mapping[str, type]
+
+    @abstractmethod
+    def kinds(self) -> tuple[BackendKind, ...]:
+        """Return its backends."""
+
+    @abstractmethod
+    def problem(self, kind: BackendKind) -> str:
+        """Say why a backend cannot run on this machine; "" where it can."""
+
+    def default_execution(self) -> str:
+        """Return the library that computes on this machine."""
+        return self.executions[0]
+
+    @abstractmethod
+    def load(self, kind: BackendKind, request: LoadRequest) -> Backend:
+        """Load a model.
+
+        Raises:
+            UserError: The backend or the model cannot be used on this machine.
+        """
+
+    @abstractmethod
+    def findings(self) -> list[Finding]:
+        """Return what the doctor should say about the library on this machine."""

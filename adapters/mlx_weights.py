@@ -11,14 +11,13 @@ import hashlib
 import io
 import json
 import math
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from adapters.base import UserError
+from adapters.base import CachedDirectory, UserError
 
 # What MLX can quantise to: mode -> (bits, group sizes).
 QUANTIZATION_MODES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
@@ -38,7 +37,7 @@ CONVERSION_VERSION = 1
 
 
 def read_config(model_dir: Path) -> dict[str, Any]:
-    """config.json of a model directory. Raises UserError if there is none or it is not JSON."""
+    """Return config.json of a model directory. Raises UserError if there is none or it is not JSON."""
     try:
         return json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -46,10 +45,10 @@ def read_config(model_dir: Path) -> dict[str, Any]:
 
 
 def mlx_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with the keys that mlx-lm's gemma3_text reads, derived from transformers' newer ones.
+    """Return the configuration with the keys that mlx-lm's gemma3_text reads, derived from transformers' newer ones.
 
     transformers 5 writes rope_parameters and layer_types; mlx-lm reads rope_theta, rope_local_base_freq, rope_scaling
-    and sliding_window_pattern, and takes Gemma's usual values where they are missing, without a word.
+    and sliding_window_pattern, and silently takes Gemma's usual values where they are missing.
 
     Args:
         config: contents of config.json, in the old form, the new one, or both (then the new one wins).
@@ -92,7 +91,7 @@ def mlx_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _sliding_window_pattern(config: dict[str, Any]) -> int:
-    """n where every n-th layer is global, as mlx-lm supposes. UserError if the layers do not lie so."""
+    """Return n where every n-th layer is global, as mlx-lm assumes. Raises UserError for other layouts."""
     layers = config.get("layer_types")
     if not layers:
         return config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6
@@ -104,7 +103,7 @@ def _sliding_window_pattern(config: dict[str, Any]) -> int:
 
 
 def quantization_of(config: dict[str, Any]) -> dict[str, Any] | None:
-    """MLX's quantisation entry of a configuration ("bits", "group_size", "mode", exceptions by layer), None if none."""
+    """Return MLX's quantisation entry of a configuration (bits, group_size, mode, exceptions by layer), or None."""
     quantization = config.get("quantization")
     if quantization is None and config.get("quantization_config") is not None:
         raise UserError("the checkpoint is quantised by another library than MLX", "give the unquantised model")
@@ -112,7 +111,7 @@ def quantization_of(config: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def check_quantization(config: dict[str, Any], bits: int, group_size: int, mode: str) -> None:
-    """Raises UserError if MLX cannot quantise every matrix of such a model so (mlx-lm itself skips such matrices)."""
+    """Raise UserError if MLX cannot quantise every matrix of the model this way (mlx-lm would skip some silently)."""
     if mode not in QUANTIZATION_MODES:
         raise UserError(f"unknown quantisation mode {mode!r}", f"one of {', '.join(QUANTIZATION_MODES)}")
     all_bits, group_sizes = QUANTIZATION_MODES[mode]
@@ -139,22 +138,22 @@ def ensure_mlx_model(
     dtype: str,
     group_size: int = 64,
     mode: str = "affine",
-    cache_dir: Path,
+    cached: CachedDirectory,
     fingerprint: str,
 ) -> Path:
-    """The directory of an MLX checkpoint with the wanted quantisation, made by mlx_lm.convert if need be.
+    """Return the directory of an MLX checkpoint with the wanted quantisation, made by mlx_lm.convert if need be.
 
     Args:
-        model_dir: a transformers or an MLX checkpoint (config.json, model*.safetensors, tokenizer).
-        bits: per weight, or None for no quantisation: then `model_dir` itself is returned.
+        model_dir: A transformers or an MLX checkpoint (config.json, model*.safetensors, tokenizer).
+        bits: Per weight, or None for no quantisation: then `model_dir` itself is returned.
         dtype: "float16", "bfloat16" or "float32", of what a conversion leaves unquantised (norms, scales, biases).
-        group_size: weights that share a scale.
+        group_size: Number of weights that share a scale.
         mode: MLX's quantisation mode, a key of QUANTIZATION_MODES.
-        cache_dir: conversions are kept in a directory of it, whole or not at all; several processes may share it.
-        fingerprint: identifies the contents of `model_dir`.
+        cached: Makes directories of the cache; several processes may share it.
+        fingerprint: Identifies the contents of `model_dir`.
 
     Raises:
-        UserError: impossible settings, or a checkpoint that is quantised in another way than asked for.
+        UserError: Impossible settings, or a checkpoint that is quantised in another way than asked for.
     """
     config = read_config(model_dir)
     found = quantization_of(config)
@@ -167,10 +166,11 @@ def ensure_mlx_model(
     check_quantization(staged_config, bits, group_size, mode)
     settings = [CONVERSION_VERSION, fingerprint, bits, group_size, mode, dtype]
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
-    target = cache_dir / f"mlx-q{bits}-g{group_size}-{key}"
-    if not target.is_dir():
+
+    def make(target: Path) -> None:
         convert(model_dir, staged_config, target, q_bits=bits, q_group_size=group_size, q_mode=mode, dtype=dtype)
-    return target
+
+    return cached(f"mlx/mlx-q{bits}-g{group_size}-{key}", make, f"quantising {model_dir.name} to {bits} bits, once")
 
 
 def _check_same_quantization(found: dict[str, Any], bits: int | None, group_size: int, mode: str) -> None:
@@ -185,10 +185,11 @@ def _check_same_quantization(found: dict[str, Any], bits: int | None, group_size
 
 
 def convert(source: Path, config: dict[str, Any], target: Path, **settings: Any) -> None:
-    """Runs mlx_lm.convert as `write_converted` says.
+    """Run mlx_lm.convert as `write_converted` describes.
 
     Args:
-        settings: of mlx_lm.convert: q_bits, q_group_size, q_mode, dtype, quant_predicate.
+        source, config, target: As for `write_converted`.
+        settings: Of mlx_lm.convert: q_bits, q_group_size, q_mode, dtype, quant_predicate.
     """
 
     def make(staged: Path, result: Path) -> None:
@@ -201,43 +202,34 @@ def convert(source: Path, config: dict[str, Any], target: Path, **settings: Any)
 
 
 def write_converted(source: Path, config: dict[str, Any], target: Path, make: Callable[[Path, Path], None]) -> None:
-    """Makes a directory beside `target` and renames it; if another process was faster, its result stays.
+    """Fill a directory with a model that mlx_lm writes, and with the tokenizer as it was.
 
     Args:
-        source: directory of an unquantised model.
-        config: to use in place of its config.json, from `mlx_config`.
-        target: the directory to make.
-        make: writes its second argument, a directory, from its first, which mlx_lm can load.
+        source: Directory of an unquantised model.
+        config: Replaces its config.json; from `mlx_config`.
+        target: An existing empty directory.
+        make: Writes its second argument, a new directory, from its first, which mlx_lm can load.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        staged, result = work / "staged", work / "result"
-        staged.mkdir()
-        for file in source.iterdir():  # never *.py: mlx_lm would carry it along
-            if file.name != "config.json" and file.suffix in (".safetensors", ".json", ".model", ".jinja", ".txt"):
-                (staged / file.name).symlink_to(file.resolve())
-        (staged / "config.json").write_text(json.dumps(config), encoding="utf-8")
-        make(staged, result)
-        for file in staged.iterdir():  # transformers may write another tokenizer than it read
-            if file.name.startswith(TOKENIZER_FILES):
-                shutil.copyfile(file, result / file.name)
-        for file in result.iterdir():
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
-        try:
-            result.rename(target)
-        except OSError:  # a directory is never renamed onto a full one: another process was faster
-            if not target.is_dir():
-                raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    work = Path(tempfile.mkdtemp(prefix=".work-", dir=target))
+    staged, result = work / "staged", work / "result"
+    staged.mkdir()
+    for file in source.iterdir():  # never *.py: mlx_lm would carry it along
+        if file.name != "config.json" and file.suffix in (".safetensors", ".json", ".model", ".jinja", ".txt"):
+            (staged / file.name).symlink_to(file.resolve())
+    (staged / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    make(staged, result)
+    for file in staged.iterdir():  # transformers may write another tokenizer than it read
+        if file.name.startswith(TOKENIZER_FILES):
+            shutil.copyfile(file, result / file.name)
+    for file in result.iterdir():
+        file.rename(target / file.name)
+    shutil.rmtree(work)
 
 
 def dequantized_state(
     model_dir: Path, dtype: str = "float32", *, stored: str | None = None
 ) -> Iterator[tuple[str, Any]]:
-    """The weights of an MLX or transformers checkpoint as MLX computes with them in float32, tensor by tensor.
+    """Yield the weights of an MLX or transformers checkpoint as MLX computes with them in float32, tensor by tensor.
 
     Quantised matrices are dequantised by mx.dequantize with float32 scales, just as MLX's float32 execution does.
 

@@ -1,85 +1,44 @@
-"""The backends by name, and how one is loaded. Importing this loads no tensor library."""
+"""The backends by name, and how one is loaded. Importing this loads no tensor library.
+
+A new library is one module with a `Family`, and one line in `FAMILIES`.
+"""
 
 from __future__ import annotations
 
-import importlib.util
-import platform
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapters.base import Backend, UserError
+from adapters.base import Backend, BackendKind, CachedDirectory, Family, LoadRequest, UserError
+from adapters.mlx_family import MlxFamily
+from adapters.torch_family import TorchFamily
 
-
-@dataclass(frozen=True)
-class BackendKind:
-    """A name for --backend."""
-
-    name: str
-    family: str  # "torch" or "mlx"
-    device: str = "auto"  # for torch
-    bits: int | None = None  # for mlx: quantised
-    stored: str | None = None  # for mlx, unquantised: the type of the weights
-    summary: str = ""
-
-
-_KINDS = (
-    BackendKind("torch", "torch", summary="PyTorch on the best device there is: cuda, mps or cpu"),
-    BackendKind("torch-mps", "torch", "mps", summary="PyTorch on an Apple GPU"),
-    BackendKind("torch-cuda", "torch", "cuda", summary="PyTorch on an NVIDIA GPU"),
-    BackendKind("torch-cpu", "torch", "cpu", summary="PyTorch on the processor"),
-    BackendKind("mlx-fp16", "mlx", stored="float16", summary="MLX, float16 weights"),
-    BackendKind("mlx-bf16", "mlx", stored="bfloat16", summary="MLX, bfloat16 weights"),
-    BackendKind("mlx-q8", "mlx", bits=8, summary="MLX, 8-bit weights"),
-    BackendKind("mlx-q6", "mlx", bits=6, summary="MLX, 6-bit weights"),
-    BackendKind("mlx-q4", "mlx", bits=4, summary="MLX, 4-bit weights"),
-    BackendKind("mlx-q3", "mlx", bits=3, summary="MLX, 3-bit weights"),
-)
-BACKENDS: dict[str, BackendKind] = {kind.name: kind for kind in _KINDS}
-EXECUTIONS = ("auto", "mlx", "torch")
+FAMILIES: tuple[Family, ...] = (TorchFamily(), MlxFamily())
+BACKENDS: dict[str, BackendKind] = {kind.name: kind for family in FAMILIES for kind in family.kinds()}
+EXECUTIONS = ("auto", *dict.fromkeys(name for family in reversed(FAMILIES) for name in family.executions))
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-# --backend-arg NAME=VALUE: what each family takes, and of which type.
-BACKEND_ARGS: dict[str, dict[str, type]] = {
-    "torch": {"threads": int},
-    "mlx": {"group_size": int, "mode": str, "threads": int},
-}
-
-
-def is_installed(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None
-
-
-def metal_is_there() -> bool:
-    """True on an Apple GPU with MLX installed. Loads MLX only on a Mac."""
-    if platform.system() != "Darwin" or not is_installed("mlx"):
-        return False
-    from adapters.mlx_backend import metal_available
-
-    return metal_available()
 
 
 def pick_execution(kind: BackendKind, wanted: str) -> str:
-    """Which library computes: MLX computes itself only where it has a GPU, unless it is told to.
+    """Return the library that computes; "auto" is what suits this machine.
 
     Raises:
-        UserError: MLX is to execute a torch backend.
+        UserError: The wanted library cannot compute this backend.
     """
-    if kind.family == "torch":
-        if wanted == "mlx":
-            raise UserError(f"--execution mlx does not go with --backend {kind.name}", "use an mlx-* backend")
-        return "torch"
-    if wanted != "auto":
-        return wanted
-    return "mlx" if metal_is_there() else "torch"
+    if wanted == "auto":
+        return kind.family.default_execution()
+    if wanted not in kind.family.executions:
+        able = ", ".join(f"{family.name}-*" for family in FAMILIES if wanted in family.executions)
+        raise UserError(f"--execution {wanted} does not go with --backend {kind.name}", f"use one of {able}")
+    return wanted
 
 
 def parse_backend_args(kind: BackendKind, pairs: list[str]) -> dict[str, Any]:
-    """NAME=VALUE pairs, checked against what the backend takes.
+    """Parse NAME=VALUE pairs and check them against what the backend takes.
 
     Raises:
-        UserError: an unknown name, or a value of the wrong type.
+        UserError: An unknown name, or a value of the wrong type.
     """
-    known = BACKEND_ARGS[kind.family]
+    known = kind.family.arguments
     values: dict[str, Any] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
@@ -99,78 +58,30 @@ def load_backend(
     model_dir: Path,
     *,
     fingerprint: str,
-    cache_dir: Path,
+    cached: CachedDirectory,
     execution: str = "auto",
     dtype: str = "auto",
     args: dict[str, Any] | None = None,
 ) -> Backend:
-    """Loads a model for a backend.
+    """Load a model for a backend.
 
     Args:
-        name: a key of BACKENDS.
-        model_dir: config.json, tokenizer.json, safetensors.
-        fingerprint: of the model, which names its quantised copy in the cache.
-        cache_dir: for quantised copies.
-        execution, dtype: see EXECUTIONS, DTYPES.
-        args: from `parse_backend_args`.
+        name: A key of `BACKENDS`.
+        model_dir: Holds config.json, tokenizer.json and safetensors.
+        fingerprint: Of the model; names conversions of it in the cache.
+        cached: Makes directories of the cache, whole or not at all.
+        execution: One of `EXECUTIONS`.
+        dtype: One of `DTYPES`.
+        args: From `parse_backend_args`.
 
     Raises:
-        UserError: what the user asked for is not to be had here.
+        UserError: The backend or the model cannot be used on this machine.
     """
     kind = BACKENDS[name]
     options = dict(args or {})
-    executed_by = pick_execution(kind, execution)
     if "threads" in options:
         import torch
 
         torch.set_num_threads(options.pop("threads"))
-    if kind.family == "torch":
-        return _load_torch(kind, model_dir, dtype)
-    if not is_installed("mlx"):
-        raise UserError(f"--backend {name} needs MLX, which is not installed", "pip install 'mlx[cpu]' mlx-lm")
-    from adapters.mlx_weights import ensure_mlx_model
-
-    mlx_dir = ensure_mlx_model(
-        model_dir, bits=kind.bits, dtype="bfloat16", cache_dir=cache_dir, fingerprint=fingerprint, **options
-    )
-    if executed_by == "mlx":
-        from adapters.mlx_backend import load_mlx
-
-        return load_mlx(name, mlx_dir, dtype=dtype, stored=kind.stored, options=options)
-    return _load_mlx_weights_in_torch(kind, mlx_dir, dtype)
-
-
-def _load_torch(kind: BackendKind, model_dir: Path, dtype: str) -> Backend:
-    from adapters.mlx_weights import quantization_of, read_config
-    from adapters.torch_backend import load_torch
-
-    quantised = quantization_of(read_config(model_dir))
-    if quantised is not None:
-        raise UserError(
-            f"{model_dir} holds MLX weights of {quantised['bits']} bits", f"use --backend mlx-q{quantised['bits']}"
-        )
-    return load_torch(kind.name, model_dir, device=kind.device, dtype=dtype)
-
-
-def _load_mlx_weights_in_torch(kind: BackendKind, mlx_dir: Path, dtype: str) -> Backend:
-    """The MLX backend's weights, computed by PyTorch: its quality figures without its speed."""
-    import torch
-
-    from adapters.mlx_weights import dequantized_state, describe_weights, stored_bytes
-    from adapters.torch_backend import load_torch, pick_device, pick_dtype
-
-    device = pick_device("auto")
-    # bfloat16 cannot hold float16 weights, so these are computed in float32.
-    if kind.stored == "float16" and dtype == "auto":
-        dtype = "float32"
-    computed = pick_dtype(dtype, device)
-    computed_name = "bfloat16" if computed is torch.bfloat16 else "float32"
-    return load_torch(
-        kind.name,
-        mlx_dir,
-        device=device,
-        dtype=computed_name,
-        state=dict(dequantized_state(mlx_dir, computed_name, stored=kind.stored)),
-        weights=describe_weights(mlx_dir, kind.stored),
-        weights_bytes=stored_bytes(mlx_dir, kind.stored),
-    )
+    request = LoadRequest(model_dir, fingerprint, cached, pick_execution(kind, execution), dtype, options)
+    return kind.family.load(kind, request)

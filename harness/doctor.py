@@ -6,107 +6,48 @@ Nothing here touches the network or loads a model, and a broken package is a fin
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import platform
-import re
 import shutil
 import tempfile
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from adapters.registry import BACKENDS, BackendKind, is_installed, metal_is_there, pick_execution
-from harness.data import TASKS
-from harness.data.official import DIRECTORIES as OFFICIAL_NAMES
-from harness.evaluation.resume import RUNS_DIR
+from adapters.base import BackendKind, Finding, first_line
+from adapters.registry import BACKENDS, FAMILIES
+from harness.evaluation.directory import RUNS_DIR
 from harness.files import GIB, cache_dir
 from harness.models.resolve import EMBEDDED_PACKAGE, embedded_version
 from harness.records import provenance
 from harness.records.run import RESULTS
+from harness.tasks import RUSSIAN_SUPERGLUE, get_task
 
 DISTRIBUTION = "rsg-harness"
 # Room for gemma-3-1b in bfloat16 (2 GB) and a quantised copy or two.
 NEEDED_DISK_BYTES = 4 * GIB
-# Attention on Apple GPUs was silently wrong before.
-SAFE_MPS_TORCH = (2, 11)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A line of the report. `advice` says what to do; it is empty where all is well."""
-
-    name: str
-    value: str
-    advice: str = ""
-
-
-# --- backends ------------------------------------------------------------------------------------------------------
 
 
 def backend_rows() -> list[list[str]]:
-    """Name, whether it runs here and what it is, of every backend."""
+    """Return name, whether it runs here, and summary of every backend."""
     return [[kind.name, _availability(kind), kind.summary] for kind in BACKENDS.values()]
 
 
 def _availability(kind: BackendKind) -> str:
-    if kind.family == "mlx":
-        if problem := _mlx_problem():
-            return f"no: {problem}"
-        if pick_execution(kind, "auto") == "mlx":
-            return "yes"
-    torch = _torch()
-    if isinstance(torch, str):
-        return f"no: {torch}"
-    if kind.family == "mlx":
-        return "yes, computed by torch"
-    if kind.device == "auto" or _devices(torch)[kind.device]:
-        return "yes"
-    return f"no: PyTorch finds no {kind.device} device"
-
-
-@functools.cache
-def _torch() -> Any:
-    """The module torch, or in a few words why there is none."""
-    if not is_installed("torch"):
-        return "PyTorch is not installed"
-    try:
-        import torch
-    except (ImportError, OSError) as error:
-        return f"PyTorch cannot be loaded: {_first_line(error)}"
-    return torch
-
-
-def _devices(torch: Any) -> dict[str, bool]:
-    return {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-
-
-@functools.cache
-def _mlx_problem() -> str:
-    """Why MLX is of no use here, or nothing."""
-    for module, package in (("mlx", "mlx"), ("mlx_lm", "mlx-lm")):
-        if not is_installed(module):
-            return f"{package} is not installed"
-    try:
-        import mlx.core  # noqa: F401
-    except (ImportError, OSError) as error:
-        return f"MLX cannot be loaded: {_first_line(error)}"
-    return ""
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    if problem := kind.family.problem(kind):
+        return f"no: {problem}"
+    executed_by = kind.family.default_execution()
+    return "yes" if executed_by == kind.family.executions[0] else f"yes, computed by {executed_by}"
 
 
 # --- the report ----------------------------------------------------------------------------------------------------
 
 
 def report() -> str:
-    """Aligned plain text; under each problem an arrow and what to do."""
+    """Return aligned plain text; under each problem an arrow and what to do."""
     sections = {
-        "Machine": [*_machine(), *_accelerators()],
-        "Software": [*_packages(), *_attention(), _mlx()],
+        "Machine": _machine(),
+        "Software": [*_packages(), *(finding for family in FAMILIES for finding in family.findings())],
         "Models and data": [_embedded_model(), *_hub(), _rsg_data()],
         "Directories": [*_cache(), _results()],
     }
@@ -138,28 +79,8 @@ def _machine() -> list[Finding]:
     ]
 
 
-def _accelerators() -> list[Finding]:
-    torch = _torch()
-    if isinstance(torch, str):
-        return [Finding("devices", torch, "pip install 'torch>=2.11'")]
-    devices = [name for name, there in {**_devices(torch), "metal (MLX)": metal_is_there()}.items() if there]
-    return [Finding("devices", ", ".join(devices)), _bfloat16(torch)]
-
-
-def _bfloat16(torch: Any) -> Finding:
-    """Whether `--dtype auto` computes in bfloat16 on the device that `--backend torch` picks."""
-    devices = _devices(torch)
-    if devices["cuda"]:
-        fast = torch.cuda.is_bf16_supported()
-    elif devices["mps"]:
-        fast = True
-    else:
-        fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return Finding("bfloat16", "yes" if fast else "no: --dtype auto computes in float32, with twice the memory")
-
-
 def _packages() -> list[Finding]:
-    """Python and every package that rsg-harness requires, with what is missing or too old."""
+    """Check Python and every package that rsg-harness requires."""
     from packaging.requirements import Requirement
 
     findings = [Finding("python", platform.python_version())]
@@ -184,29 +105,6 @@ def _package(requirement: Any) -> Finding:
     return Finding(requirement.name, version)
 
 
-def _attention() -> list[Finding]:
-    """On a Mac an old PyTorch computes wrong figures in silence."""
-    torch = _torch()
-    if isinstance(torch, str) or platform.system() != "Darwin":
-        return []
-    release = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
-    if release >= SAFE_MPS_TORCH:
-        return [Finding("attention on mps", f"right in PyTorch {torch.__version__}")]
-    wrong = f"wrong in PyTorch {torch.__version__}: do not trust figures of --backend torch-mps"
-    return [Finding("attention on mps", wrong, "pip install 'torch>=2.11', or use --backend mlx-bf16 or torch-cpu")]
-
-
-def _mlx() -> Finding:
-    if problem := _mlx_problem():
-        extra = "" if platform.system() == "Darwin" else "[cpu]"
-        return Finding("mlx-* backends", problem, f"pip install 'mlx{extra}' mlx-lm")
-    if metal_is_there():
-        return Finding("mlx-* backends", "computed by MLX on Metal")
-    return Finding(
-        "mlx-* backends", "computed by torch, for MLX has no GPU here: the quality is real, the speed is not"
-    )
-
-
 # --- models and data -----------------------------------------------------------------------------------------------
 
 
@@ -218,13 +116,13 @@ def _embedded_model() -> Finding:
 
 
 def _hub() -> list[Finding]:
-    """Whether there is a token, never which. The hub itself is not asked."""
+    """Say whether there is a token, never which. The hub itself is not asked."""
     try:
         from huggingface_hub import constants, get_token
 
         token = get_token()
     except (ImportError, OSError) as error:
-        return [Finding("hub token", f"cannot be looked up: {_first_line(error)}", "pip install huggingface-hub")]
+        return [Finding("hub token", f"cannot be looked up: {first_line(error)}", "pip install huggingface-hub")]
     login = "`hf auth login`, or set HF_TOKEN; without it gated models such as google/gemma-3-1b-it are out of reach"
     found = [Finding("hub token", "there" if token else "none", "" if token else login)]
     if constants.HF_HUB_OFFLINE:
@@ -233,7 +131,7 @@ def _hub() -> list[Finding]:
 
 
 def _rsg_data() -> Finding:
-    """The official archive named by RSG_DATA, which plain lm_eval reads."""
+    """Check the official archive named by RSG_DATA, which plain lm_eval reads."""
     source = os.environ.get("RSG_DATA")
     if not source or source in ("mini", "hub"):
         return Finding("RSG_DATA", source or "not set (for plain lm_eval; rsg-harness run takes --data)")
@@ -241,11 +139,11 @@ def _rsg_data() -> Finding:
     if not os.path.isdir(root):  # unlike Path's, False where access is denied
         return Finding("RSG_DATA", f"{source} is no directory", "name the unpacked official archive, or unset it")
     patterns = {
-        task: f"{task}/*/*.parquet" if source.startswith("hub:") else f"{OFFICIAL_NAMES[task]}/*.jsonl"
-        for task in TASKS
+        task: f"{task}/*/*.parquet" if source.startswith("hub:") else f"{get_task(task).title}/*.jsonl"
+        for task in RUSSIAN_SUPERGLUE
     }
     held = [task for task, pattern in patterns.items() if any(root.glob(pattern))]
-    lacking = [task for task in TASKS if task not in held]
+    lacking = [task for task in RUSSIAN_SUPERGLUE if task not in held]
     advice = f"it lacks {', '.join(lacking)}: unpack the whole archive, or run the other --tasks" if lacking else ""
     return Finding("RSG_DATA", f"{source}: {len(held)} of the nine tasks", advice)
 
@@ -274,13 +172,13 @@ def _results() -> Finding:
 
 
 def _existing(directory: Path) -> Path:
-    """The directory, or the nearest one above it that exists."""
+    """Return the directory, or the nearest one above it that exists."""
     directory = directory.absolute()
     return next(path for path in (directory, *directory.parents) if os.path.exists(path))
 
 
 def _unwritable(directory: Path) -> str:
-    """Why nothing can be written there, or nothing. Leaves no trace."""
+    """Say why nothing can be written there; "" where it can. Leaves no trace."""
     try:
         with tempfile.TemporaryFile(dir=_existing(directory)):
             return ""
@@ -289,7 +187,7 @@ def _unwritable(directory: Path) -> str:
 
 
 def _size(directory: Path) -> int:
-    """Bytes of all files below, links not followed; what vanishes meanwhile counts nothing."""
+    """Return the bytes of all files below, links not followed; what vanishes meanwhile counts nothing."""
     total = 0
     for parent, _, names in os.walk(directory):
         for name in names:

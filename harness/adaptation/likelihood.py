@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adapters.registry import load_backend
+from harness.files import cached_directory
 from harness.progress import Bar
 from harness.records.adaptation import TextMetrics
 from harness.scoring.encoding import TextEncoder, encode_pairs
@@ -25,7 +26,7 @@ def measure_texts(model_dir: Path, texts: Sequence[str], what: str, dtype: str =
         dtype: As `run` takes it.
     """
     backend = load_backend(
-        "torch", model_dir, fingerprint="", cache_dir=model_dir, execution="auto", dtype=dtype, args={}
+        "torch", model_dir, fingerprint="", cached=cached_directory, execution="auto", dtype=dtype, args={}
     )
     sequences = encode_pairs(
         TextEncoder(backend.tokenizer), [("", text) for text in texts], backend.info.context_length

@@ -7,7 +7,7 @@ from typing import Any
 
 from adapters.base import Backend
 from adapters.registry import BACKENDS, load_backend, parse_backend_args
-from harness.files import cache_dir
+from harness.files import cached_directory
 from harness.models.chat import Template, chat_template
 from harness.models.checkpoint import Checkpoint, read_checkpoint, read_heads
 from harness.models.heads import Heads
@@ -70,7 +70,7 @@ def open_model(options: ModelOptions, local: LocalModel | None = None) -> OpenMo
             options.backend,
             local.path,
             fingerprint=local.fingerprint,
-            cache_dir=cache_dir() / "mlx",
+            cached=cached_directory,
             execution=options.execution,
             dtype=options.dtype,
             args=parse_backend_args(BACKENDS[options.backend], list(options.backend_args)),

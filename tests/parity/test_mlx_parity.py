@@ -18,6 +18,7 @@ from adapters import mlx_backend
 from adapters.base import Prefix, Sampling
 from adapters.mlx_backend import MlxBackend, load_mlx
 from adapters.mlx_weights import dequantized_state, ensure_mlx_model
+from tests.caching import cached_in
 from tests.tiny_gemma import make_tiny_gemma
 
 TOLERANCE = 1e-3  # natural logarithms; about 1e-5 is usual
@@ -143,7 +144,7 @@ def test_other_rope_bases_window_and_pattern_reach_mlx(tmp_path, random_sequence
     sequences = [random_sequence(60), random_sequence(12)]
     assert largest_difference(load_mlx("mlx", directory), model, sequences) < TOLERANCE
 
-    converted = ensure_mlx_model(directory, bits=8, dtype="bfloat16", cache_dir=tmp_path / "cache", fingerprint="ropes")
+    converted = ensure_mlx_model(directory, bits=8, dtype="bfloat16", cached=cached_in(tmp_path), fingerprint="ropes")
     model.load_state_dict(dict(dequantized_state(converted)), strict=False)
     assert largest_difference(load_mlx("mlx-q8", converted), model, sequences) < TOLERANCE
 
@@ -161,7 +162,7 @@ def test_quantised_weights_give_the_same_in_mlx_and_dequantised_in_torch(
         dtype="bfloat16",
         group_size=group_size,
         mode=mode,
-        cache_dir=tmp_path,
+        cached=cached_in(tmp_path),
         fingerprint="tiny",
     )
     model = Gemma3ForCausalLM(torch_model(directory).config).float().eval()

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from adapters import mlx_family, torch_family
 from adapters.registry import BACKENDS
 from harness import doctor
 
@@ -27,10 +28,9 @@ def machine(monkeypatch, tmp_path):
 
     def become(*, torch=None, mlx="", metal=False, system="Linux"):
         found = fake_torch() if torch is None else torch
-        monkeypatch.setattr(doctor, "_torch", lambda: found)
-        monkeypatch.setattr(doctor, "_mlx_problem", lambda: mlx)
-        monkeypatch.setattr(doctor, "metal_is_there", lambda: metal)
-        monkeypatch.setattr("adapters.registry.metal_is_there", lambda: metal)
+        monkeypatch.setattr(torch_family, "import_torch", lambda: found)
+        monkeypatch.setattr(mlx_family, "mlx_problem", lambda: mlx)
+        monkeypatch.setattr(mlx_family, "metal_is_there", lambda: metal)
         monkeypatch.setattr(doctor.platform, "system", lambda: system)
 
     monkeypatch.chdir(tmp_path)
@@ -92,13 +92,13 @@ def test_without_torch_nothing_runs_but_the_report_is_still_made(machine):
 
 def test_a_torch_that_cannot_be_loaded_is_a_finding(monkeypatch):
     monkeypatch.undo()
-    doctor._torch.cache_clear()
-    monkeypatch.setattr(doctor, "is_installed", lambda module: True)
+    torch_family.import_torch.cache_clear()
+    monkeypatch.setattr(torch_family, "is_installed", lambda module: True)
     monkeypatch.setitem(sys.modules, "torch", None)
     try:
-        assert str(doctor._torch()).startswith("PyTorch cannot be loaded: ")
+        assert str(torch_family.import_torch()).startswith("PyTorch cannot be loaded: ")
     finally:
-        doctor._torch.cache_clear()
+        torch_family.import_torch.cache_clear()
 
 
 @pytest.mark.parametrize(

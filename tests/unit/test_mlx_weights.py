@@ -21,6 +21,7 @@ from adapters.mlx_weights import (
     read_config,
     stored_bytes,
 )
+from tests.caching import cached_in
 from tests.tiny_gemma import make_tiny_gemma
 
 SLIDING, FULL = "sliding_attention", "full_attention"
@@ -40,7 +41,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def convert(tiny: Path, cache: Path, **settings: Any) -> Path:
     return ensure_mlx_model(
-        tiny, **{"bits": 4, "dtype": "bfloat16", "cache_dir": cache, "fingerprint": "tiny", **settings}
+        tiny, **{"bits": 4, "dtype": "bfloat16", "cached": cached_in(cache), "fingerprint": "tiny", **settings}
     )
 
 

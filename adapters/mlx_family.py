@@ -1,0 +1,109 @@
+"""The MLX backends. Importing this loads no tensor library."""
+
+from __future__ import annotations
+
+import functools
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+
+from adapters.base import Backend, BackendKind, Family, Finding, LoadRequest, UserError, first_line, is_installed
+
+_BITS = (8, 6, 4, 3)
+_STORED = {"fp16": "float16", "bf16": "bfloat16"}
+
+
+class MlxFamily(Family):
+    """mlx-lm's models; where MLX has no GPU, PyTorch computes with the same weights."""
+
+    name = "mlx"
+    executions = ("mlx", "torch")
+    arguments: Mapping[str, type] = {"group_size": int, "mode": str, "threads": int}
+
+    def kinds(self) -> tuple[BackendKind, ...]:
+        whole = [
+            BackendKind(f"mlx-{short}", self, f"MLX, {stored} weights", {"stored": stored})
+            for short, stored in _STORED.items()
+        ]
+        quantised = [BackendKind(f"mlx-q{bits}", self, f"MLX, {bits}-bit weights", {"bits": bits}) for bits in _BITS]
+        return (*whole, *quantised)
+
+    def problem(self, kind: BackendKind) -> str:
+        return mlx_problem()
+
+    def default_execution(self) -> str:
+        return "mlx" if metal_is_there() else "torch"
+
+    def load(self, kind: BackendKind, request: LoadRequest) -> Backend:
+        if not is_installed("mlx"):
+            raise UserError(f"--backend {kind.name} needs MLX, which is not installed", "pip install 'mlx[cpu]' mlx-lm")
+        from adapters.mlx_weights import ensure_mlx_model
+
+        bits, stored = kind.settings.get("bits"), kind.settings.get("stored")
+        mlx_dir = ensure_mlx_model(
+            request.model_dir,
+            bits=bits,
+            dtype="bfloat16",
+            cached=request.cached,
+            fingerprint=request.fingerprint,
+            **request.args,
+        )
+        if request.execution == "torch":
+            return _load_in_torch(kind.name, mlx_dir, request.dtype, stored)
+        from adapters.mlx_backend import load_mlx
+
+        return load_mlx(kind.name, mlx_dir, dtype=request.dtype, stored=stored, options=dict(request.args))
+
+    def findings(self) -> list[Finding]:
+        if problem := mlx_problem():
+            extra = "" if platform.system() == "Darwin" else "[cpu]"
+            return [Finding("mlx-* backends", problem, f"pip install 'mlx{extra}' mlx-lm")]
+        if metal_is_there():
+            return [Finding("mlx-* backends", "computed by MLX on Metal")]
+        by_torch = "computed by torch, since MLX has no GPU here: the quality is real, the speed is not"
+        return [Finding("mlx-* backends", by_torch)]
+
+
+@functools.cache
+def mlx_problem() -> str:
+    """Say why MLX cannot be used here; "" where it can."""
+    for module, package in (("mlx", "mlx"), ("mlx_lm", "mlx-lm")):
+        if not is_installed(module):
+            return f"{package} is not installed"
+    try:
+        import mlx.core  # noqa: F401
+    except (ImportError, OSError) as error:
+        return f"MLX cannot be loaded: {first_line(error)}"
+    return ""
+
+
+def metal_is_there() -> bool:
+    """Return whether this is an Apple GPU with MLX installed. Loads MLX only on a Mac."""
+    if platform.system() != "Darwin" or not is_installed("mlx"):
+        return False
+    from adapters.mlx_backend import metal_available
+
+    return metal_available()
+
+
+def _load_in_torch(name: str, mlx_dir: Path, dtype: str, stored: str | None) -> Backend:
+    """Load an MLX backend's weights into PyTorch: its quality without its speed."""
+    import torch
+
+    from adapters.mlx_weights import dequantized_state, describe_weights, stored_bytes
+    from adapters.torch_backend import load_torch, pick_device, pick_dtype
+
+    device = pick_device("auto")
+    # bfloat16 cannot hold float16 weights, so these are computed in float32.
+    if stored == "float16" and dtype == "auto":
+        dtype = "float32"
+    computed = "bfloat16" if pick_dtype(dtype, device) is torch.bfloat16 else "float32"
+    return load_torch(
+        name,
+        mlx_dir,
+        device=device,
+        dtype=computed,
+        state=dict(dequantized_state(mlx_dir, computed, stored=stored)),
+        weights=describe_weights(mlx_dir, stored),
+        weights_bytes=stored_bytes(mlx_dir, stored),
+    )
