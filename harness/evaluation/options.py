@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
 from harness.models.options import ModelOptions, check_choices, check_model_options, check_numbers
 from harness.tasks import SPLITS
-
-# Called with (what, total) when work starts; gives a function to call with the work just done.
-Progress = Callable[[str, int], Callable[[int], object]]
 
 
 @dataclass(frozen=True)
