@@ -1,4 +1,4 @@
-"""A stand-in for Telegram's Bot API on loopback: its JSON, its way of confirming updates, its faults on demand."""
+"""A stand-in for Telegram's Bot API on loopback: its JSON, its confirmation of updates, and faults on demand."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TOKEN = "123456789:AAE-stand-in-token-of-the-tests-0000"
 
 @dataclass
 class Shown:
-    """A message of the bot, as its user sees it now."""
+    """A message from the bot, as its user sees it now."""
 
     id: int
     text: str
@@ -29,7 +29,7 @@ class Shown:
 
 @dataclass
 class Fault:
-    """What the next calls of a method meet instead of an answer."""
+    """What the next calls of a method get instead of an answer."""
 
     method: str
     code: int
@@ -38,7 +38,7 @@ class Fault:
 
 
 class TelegramServer:
-    """Serves one bot."""
+    """Telegram, for one bot."""
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
@@ -81,7 +81,7 @@ class TelegramServer:
                     super().handle_error(request, client_address)
 
         self._http = Server(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._http.serve_forever, daemon=True)
+        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True)
 
     def __enter__(self) -> TelegramServer:
         self._thread.start()
@@ -98,7 +98,7 @@ class TelegramServer:
     # What users do.
 
     def write(self, user: int, text: str | None, language: str | None = "ru", chat: str = "private") -> int:
-        """A message; `text` None: a photograph. Gives the id of the update."""
+        """Send a message, or a photograph where `text` is None; return the id of the update."""
         with self.changed:
             message: dict[str, Any] = self._message(user, text, chat)
             message["from"] = _user(user, language)
@@ -107,7 +107,7 @@ class TelegramServer:
             return self._deliver({"message": message})
 
     def press(self, user: int, data: str, language: str | None = "ru") -> int:
-        """A button with this data, which a forger may choose freely."""
+        """Press a button with this data, which a forger may choose freely."""
         with self.changed:
             query = {
                 "id": str(self._next_update),
@@ -119,7 +119,7 @@ class TelegramServer:
             return self._deliver({"callback_query": query})
 
     def press_labelled(self, user: int, label: str, language: str | None = "ru") -> int:
-        """The button of this label in the user's last message."""
+        """Press the button of this label in the user's last message."""
         with self.changed:
             data = self.chats[user][-1].buttons[label]
         return self.press(user, data, language)
@@ -135,7 +135,7 @@ class TelegramServer:
             return self.chats[user][-1]
 
     def wait(self, holds: Callable[[], Any], seconds: float = 30) -> Any:
-        """Waits until something holds, and gives it."""
+        """Wait until `holds` returns something true, and return that."""
         deadline = time.monotonic() + seconds
         with self.changed:
             while not (found := holds()):
@@ -146,20 +146,22 @@ class TelegramServer:
             return found
 
     def ask(self, user: int, text: str, until: str = "", seconds: float = 30, **options: Any) -> str:
-        """Writes, and gives the next message in which `until` stands."""
+        """Send a message, and return the next reply that contains `until`."""
         with self.changed:
             before = len(self.chats[user])
         self.write(user, text, **options)
         return self.next(user, before, until, seconds)
 
     def choose(self, user: int, label: str, until: str = "", seconds: float = 30, **options: Any) -> str:
-        """Presses a button of the last message, and gives the next message in which `until` stands."""
+        """Press a button of the last message, and return the next reply that contains `until`."""
         with self.changed:
             before = len(self.chats[user])
         self.press_labelled(user, label, **options)
         return self.next(user, before, until, seconds)
 
     def next(self, user: int, before: int, until: str = "", seconds: float = 30) -> str:
+        """Return the first message after the first `before` ones that contains `until`."""
+
         def found() -> Shown | None:
             return next((one for one in self.chats[user][before:] if until in one.text), None)
 
@@ -250,7 +252,7 @@ def _buttons(parameters: dict[str, str]) -> dict[str, str]:
 
 
 def _refused(parameters: dict[str, str]) -> str | None:
-    """Telegram's own limits."""
+    """Say why Telegram would refuse the message; None where it would not."""
     if not parameters["text"].strip():
         return "Bad Request: message text is empty"
     if len(parameters["text"].encode("utf-16-le")) // 2 > 4096:

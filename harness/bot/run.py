@@ -1,81 +1,69 @@
-"""`rsg-harness bot`: puts model, store and chat together."""
+"""`rsg-harness bot`: put model, store and chat together."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import re
 import signal
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-from harness.bot.about import describe, leaderboard_row
 from harness.bot.console import Console
 from harness.bot.conversation import Conversation
+from harness.bot.options import BotOptions
 from harness.bot.service import Limits, Service
 from harness.bot.serving import ModelWorker
 from harness.bot.store import Store
+from harness.bot.texts import Language
 from harness.errors import UserError
 from harness.evaluation.predict import Predictor
 from harness.files import cache_dir
+from harness.models.open import OpenModel, open_model
+from harness.models.options import ModelOptions
+from harness.progress import show_output
+from harness.reports.leaderboard import Row, build_leaderboard
+from harness.reports.tables import estimate_text
+from harness.tasks import get_task
 
 TOKEN_VARIABLE = "TELEGRAM_BOT_TOKEN"
 _TOKEN = re.compile(r"\d+:[\w-]{20,}")
 
 
-@dataclass(frozen=True)
-class BotOptions:
-    """What the command takes. See `rsg-harness bot --help`."""
-
-    model: str | None = None
-    backend: str = "torch"
-    backend_args: tuple[str, ...] = ()
-    execution: str = "auto"
-    dtype: str = "auto"
-    console: bool = False
-    language: str = "ru"
-    token_file: Path | None = None
-    allowed: tuple[str, ...] = ()
-    store: Path | None = None
-    api_url: str | None = None
-
-
-def run_bot(options: BotOptions, say: Callable[[str], None] = lambda text: None) -> None:
-    """Serves until it is stopped.
+def run_bot(options: BotOptions) -> None:
+    """Serve until the bot is stopped.
 
     Raises:
-        UserError: no token, a model or backend that is not to be had, a store that cannot be opened.
+        UserError: There is no token, the model or backend is not available, or the store cannot be opened.
     """
     token = None if options.console else read_token(options.token_file)
     allowed = _user_ids(options.allowed)
     if token is not None:
         _need_telegram()
-        _log_without(token)
+        log_without(token)
     store = Store(options.store or cache_dir() / "bot" / ("console.sqlite" if options.console else "bot.sqlite"))
     try:
-        predictor = Predictor(
-            options.model, options.backend, options.backend_args, options.execution, options.dtype, say
-        )
-        asyncio.run(_serve(options, token, allowed, store, predictor, say))
+        opened = open_model(options)
+        show_output(False)  # a bar for each question would overwrite the chat
+        asyncio.run(_serve(options, token, allowed, store, Predictor(opened)))
     finally:
         store.close()
 
 
 async def _serve(
-    options: BotOptions,
-    token: str | None,
-    allowed: frozenset[int] | None,
-    store: Store,
-    predictor: Predictor,
-    say: Callable[[str], None],
+    options: BotOptions, token: str | None, allowed: frozenset[int] | None, store: Store, predictor: Predictor
 ) -> None:
-    # The other model of /compare: 4 bits beside the whole one, or the whole one beside 4 bits.
-    other = "torch" if predictor.backend.info.name == "mlx-q4" else "mlx-q4"
-    worker = ModelWorker(predictor, lambda: Predictor(options.model, other, execution=options.execution))
-    row = leaderboard_row(predictor, Path("results"))
-    conversation = Conversation(store, predictor.model.name, lambda language: describe(predictor, row, language))
+    opened = predictor.opened
+    worker = ModelWorker(predictor, lambda: Predictor(open_model(_other_options(options, opened), opened.local)))
+    row = leaderboard_row(opened, Path("results"))
+    conversation = Conversation(
+        store,
+        opened.name,
+        lambda language: describe(opened, row, language),
+        predictor.tasks,
+        can_compare=not _is_quantised(opened.local.path),
+    )
     service = Service(store, conversation, worker, Limits())
     if token is None:
         await Console(service, store, options.language).run()
@@ -85,14 +73,27 @@ async def _serve(
     chat = TelegramChat(make_bot(token, options.api_url), service, store, allowed)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, chat.stop)
-    await chat.run(say)
+    await chat.run()
+
+
+def _other_options(options: ModelOptions, opened: OpenModel) -> ModelOptions:
+    """Return the options of the second model of /compare: 4 bits beside the original, or the original beside 4 bits."""
+    other = "torch" if opened.backend.info.name == "mlx-q4" else "mlx-q4"
+    return ModelOptions(
+        options.model, other, execution=options.execution, apply_chat_template=options.apply_chat_template
+    )
+
+
+def _is_quantised(directory: Path) -> bool:
+    """Return whether a model directory holds MLX's quantised weights, beside which there is no original to load."""
+    return "quantization" in json.loads((directory / "config.json").read_text(encoding="utf-8"))
 
 
 def read_token(path: Path | None) -> str:
-    """The bot's token, from a file or the environment; never from the command line, which others can see.
+    """Return the bot's token, from a file or the environment; the command line is visible to other users.
 
     Raises:
-        UserError: there is none, or it does not look like one.
+        UserError: There is none, or it does not look like one.
     """
     if path is not None:
         try:
@@ -107,14 +108,14 @@ def read_token(path: Path | None) -> str:
                 "export it with the token from @BotFather, name a --token-file, or try the bot with --console",
             )
     if not _TOKEN.fullmatch(token):
-        raise UserError("this is no token of a Telegram bot", "it looks like 123456789:AAE…, from @BotFather")
+        raise UserError("this is not the token of a Telegram bot", "it looks like 123456789:AAE…, from @BotFather")
     return token
 
 
 def _user_ids(names: tuple[str, ...]) -> frozenset[int] | None:
     for name in names:
         if not (name.isascii() and name.isdecimal()):
-            raise UserError(f"--allow: {name!r} is no user id", "ids are numbers; the bot tells strangers theirs")
+            raise UserError(f"--allow: {name!r} is no user id", "ids are numbers; the bot tells users theirs")
     return frozenset(map(int, names)) or None
 
 
@@ -125,9 +126,11 @@ def _need_telegram() -> None:
         raise UserError("python-telegram-bot is not installed", "pip install 'rsg-harness[bot]'") from error
 
 
-def _log_without(token: str) -> None:
-    """Logs to stderr. The token is struck out, wherever a library puts it, and requests, whose address holds it, are
-    not logged at all."""
+def log_without(token: str) -> None:
+    """Log to stderr with the time, in place of the command's plain lines and bars.
+
+    The token is struck out wherever a library writes it, and requests, whose addresses hold it, are not logged.
+    """
 
     class Formatter(logging.Formatter):
         def format(self, record: logging.LogRecord) -> str:
@@ -135,6 +138,54 @@ def _log_without(token: str) -> None:
 
     handler = logging.StreamHandler()
     handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     for name in ("httpx", "httpcore", "telegram"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    show_output(False)
+    logging.getLogger("harness").setLevel(logging.INFO)
+
+
+def leaderboard_row(opened: OpenModel, results: Path) -> Row | None:
+    """Return the leaderboard's row of this model on this backend, over the most official documents; None without one.
+
+    Args:
+        opened: The model.
+        results: The directory of all results.
+    """
+    if not (results / "runs").is_dir():
+        return None
+    try:
+        rows = build_leaderboard(results).rows
+    except UserError:
+        return None
+    local = opened.local
+    own = [
+        row
+        for row in rows
+        if row.group == "rsg"
+        and (row.model.name, row.model.sha256, row.backend) == (local.name, local.fingerprint, opened.backend.info.name)
+        and row.mean is not None
+    ]
+    return max(
+        own, key=lambda row: (row.data.source == "official", sum(run.documents for run in row.runs)), default=None
+    )
+
+
+def describe(opened: OpenModel, row: Row | None, language: Language) -> str:
+    """Return the text of /model: the model that answers, and its scores on the leaderboard."""
+    info = opened.backend.info
+    scores = language.say("no_scores")
+    if row is not None and row.mean is not None:
+        limit = language.say("limit", limit=row.data.limit) if row.data.limit else ""
+        data = language.say("data", source=language.say(row.data.source), limit=limit)
+        score = estimate_text(row.mean, row.mean_stderr)  # the mean of all nine tasks is the score
+        key = "partial_score" if row.score is None else "score"
+        head = language.say(key, data=data, count=len(row.tasks), score=score)
+        tasks = [
+            f"{get_task(name).title}: {estimate_text(task.score, task.stderr)}" for name, task in row.tasks.items()
+        ]
+        scores = "\n".join([head, "", *tasks])
+    return language.say(
+        "model", name=opened.name, backend=info.name, weights=info.weights,
+        execution=info.execution, device=info.device, dtype=info.dtype, scores=scores,
+    )  # fmt: skip

@@ -1,8 +1,8 @@
-"""One thread that runs the model, and a bounded queue before it.
+"""The model's thread and the bounded queue in front of it.
 
 Questions that wait together are answered together, in as few batches as the planner makes of them; so are
 conversations. While the language model writes, questions are answered between two of its tokens: they take a fraction
-of a second, and nobody waits for another's essay.
+of a second, and nobody waits for another user's long text.
 """
 
 from __future__ import annotations
@@ -15,21 +15,20 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from adapters.base import OutOfMemory, Sampling
-from harness.bot.conversation import ChatJob, QuestionJob
+from harness.bot.events import ChatJob, QuestionJob
 from harness.bot.store import Turn
 from harness.evaluation.predict import Answer, Predictor, timed_answer
-from harness.tasks.rendering import chat_text, uses_chat_template
 
 log = logging.getLogger(__name__)
 
 QUESTION_BATCH = 64
 CHAT_BATCH = 8
-HISTORY_TOKENS = 1024  # of a dialogue: what is read again for every answer
+HISTORY_TOKENS = 1024  # of a dialogue, read again for every answer
 TEMPERATURE, TOP_P = 0.6, 0.9
-# For models without a chat template: examples make a plain language model answer, and in Russian.
+# Models without a chat template: examples make a plain language model answer, and in Russian.
 _PLAIN_TURN = "Вопрос: {question}\nОтвет:"
 _PLAIN_START = (
     "Ниже — беседа с вежливым собеседником, который отвечает по-русски, коротко и по делу.\n\n"
@@ -37,73 +36,92 @@ _PLAIN_START = (
     "Вопрос: Посоветуй, чем заняться в выходные.\n"
     "Ответ: Можно погулять в парке, сходить в музей или испечь пирог.\n\n"
 )
-_PLAIN_STOP = ("\n",)  # as the examples, an answer is one line
+_PLAIN_STOP = ("\n",)  # an answer is one line, as in the examples
 
 Answers = list[tuple[str, Answer, float]]
 
 
 class QueueFull(Exception):
-    """More work waits than the queue holds."""
+    """The queue holds as much work as it can."""
 
 
 class Stopped(Exception):
-    """The worker stops before it came to this work."""
+    """The worker stops and will not do this work."""
 
 
 @dataclass(eq=False)
 class Ticket:
-    """Work that was handed in.
+    """Work that waits for the model or runs on it.
 
     Attributes:
-        job: what is asked.
-        future: its result: `Answers` for a question, a text for a conversation.
-        text: what the language model has written so far.
-        cancelled: nobody waits for it any more.
+        future: The result.
+        submitted: When it was handed in, by the monotonic clock.
+        text: What the language model has written so far.
+        cancelled: Nobody waits for the result any more.
     """
 
-    job: QuestionJob | ChatJob
     future: asyncio.Future[Any]
-    submitted: float = field(default_factory=time.monotonic)
-    text: str = ""
-    cancelled: bool = False
+    submitted: float = field(default_factory=time.monotonic, kw_only=True)
+    text: str = field(default="", kw_only=True)
+    cancelled: bool = field(default=False, kw_only=True)
+
+
+@dataclass(eq=False)
+class QuestionTicket(Ticket):
+    """A question of a task; its result is `Answers`."""
+
+    job: QuestionJob
+
+
+@dataclass(eq=False)
+class ChatTicket(Ticket):
+    """A question to the language model; its result is a text."""
+
+    job: ChatJob
+
+
+_Kind = TypeVar("_Kind", QuestionTicket, ChatTicket)
 
 
 class ModelWorker:
-    """Runs a model in a thread of its own.
+    """A model in a thread of its own.
 
     Args:
-        predictor: the loaded model.
-        load_quantised: loads the 4-bit model when it is first asked for.
-        capacity: how much may wait.
-        new_tokens: of an answer in a conversation.
+        predictor: The model.
+        load_other: Loads the second model of comparisons when one is first asked for.
+        capacity: The most tickets that may wait.
+        new_tokens: The most tokens of an answer in a conversation.
     """
 
     def __init__(
         self,
         predictor: Predictor,
-        load_quantised: Callable[[], Predictor],
+        load_other: Callable[[], Predictor],
         capacity: int = 256,
         new_tokens: int = 96,
     ) -> None:
         self.predictor = predictor
-        self._load_quantised = load_quantised
-        self._quantised: Predictor | None = None
+        self._load_other = load_other
+        self._other: Predictor | None = None
+        self._backend = predictor.opened.backend
+        self._template = predictor.opened.template
         self._capacity = capacity
         self._new_tokens = new_tokens
-        self._waiting: deque[Ticket] = deque()
+        self._waiting: deque[QuestionTicket | ChatTicket] = deque()
         self._changed = threading.Condition()
         self._stops = False
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
 
-    def submit(self, job: QuestionJob | ChatJob) -> Ticket:
-        """Hands work in, from the event loop.
+    def submit(self, job: QuestionJob | ChatJob) -> QuestionTicket | ChatTicket:
+        """Hand in work; call it in the event loop.
 
         Raises:
-            QueueFull: too much waits.
-            Stopped: the worker stops.
+            QueueFull: Too much work waits.
+            Stopped: The worker stops.
         """
-        ticket = Ticket(job, asyncio.get_running_loop().create_future())
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        ticket = QuestionTicket(future, job) if isinstance(job, QuestionJob) else ChatTicket(future, job)
         with self._changed:
             if self._stops:
                 raise Stopped
@@ -114,20 +132,19 @@ class ModelWorker:
         return ticket
 
     def place(self, ticket: Ticket) -> int:
-        """How many are answered before the ticket, itself counted; 0 once it is being worked at."""
+        """Return the ticket's place in the queue, from 1; 0 once the model works on it."""
         with self._changed:
-            return self._waiting.index(ticket) + 1 if ticket in self._waiting else 0
+            return next((place for place, waiting in enumerate(self._waiting, 1) if waiting is ticket), 0)
 
     def cancel(self, ticket: Ticket) -> None:
-        """Takes work back. What the model is at just now ends unheard."""
+        """Withdraw work. The result of what the model already computes is dropped."""
         with self._changed:
             ticket.cancelled = True
-            if ticket in self._waiting:
-                self._waiting.remove(ticket)
+            self._waiting = deque(waiting for waiting in self._waiting if waiting is not ticket)
         ticket.future.cancel()
 
     def stop(self) -> None:
-        """Lets the current work end and gives `Stopped` to all that waits."""
+        """Let the current work end, and give `Stopped` to all that waits."""
         with self._changed:
             self._stops = True
             waiting = list(self._waiting)
@@ -137,7 +154,7 @@ class ModelWorker:
             _resolve(ticket, error=Stopped())
 
     def join(self) -> None:
-        """Waits for the current work to end, after `stop`: an interpreter must not end under a running model."""
+        """Wait for the current work to end, after `stop`: the interpreter must not exit while the model runs."""
         self._thread.join()
 
     def _run(self) -> None:
@@ -146,58 +163,57 @@ class ModelWorker:
                 self._changed.wait_for(lambda: self._waiting or self._stops)
                 if not self._waiting:
                     return
-                kind = type(self._waiting[0].job)
-                batch = self._take(kind)
-            if kind is QuestionJob:
-                self._answer(batch)
+                asks = isinstance(self._waiting[0], QuestionTicket)
+                questions = self._take(QuestionTicket, QUESTION_BATCH) if asks else []
+                chats = [] if asks else self._take(ChatTicket, CHAT_BATCH)
+            if questions:
+                self._answer(questions)
             else:
-                self._converse(batch)
+                self._converse(chats)
 
-    def _take(self, kind: type) -> list[Ticket]:
-        """The first tickets of a kind; with the lock held."""
-        most = QUESTION_BATCH if kind is QuestionJob else CHAT_BATCH
-        batch = [ticket for ticket in self._waiting if type(ticket.job) is kind][:most]
+    def _take(self, kind: type[_Kind], most: int) -> list[_Kind]:
+        """Take the first tickets of a kind from the queue; call it with the lock held."""
+        batch = [ticket for ticket in self._waiting if isinstance(ticket, kind)][:most]
         for ticket in batch:
             self._waiting.remove(ticket)
         return batch
 
     # Questions.
 
-    def _answer(self, batch: Sequence[Ticket]) -> None:
-        together = [ticket for ticket in batch if not ticket.job.compare]  # type: ignore[union-attr]
+    def _answer(self, batch: Sequence[QuestionTicket]) -> None:
+        together = [ticket for ticket in batch if not ticket.job.compare]
         try:
             if together:
-                asked = [(ticket.job.task, ticket.job.fields) for ticket in together]  # type: ignore[union-attr]
-                answers = self.predictor.answer(asked)
+                answers = self.predictor.answer([(ticket.job.task, ticket.job.fields) for ticket in together])
                 ended = time.monotonic()
                 for ticket, answer in zip(together, answers, strict=True):
                     _resolve(ticket, [(label(self.predictor), answer, ended - ticket.submitted)])
             for ticket in batch:
-                if ticket not in together and not ticket.cancelled:
-                    _resolve(ticket, self._compare(ticket.job))  # type: ignore[arg-type]
+                if ticket.job.compare and not ticket.cancelled:
+                    _resolve(ticket, self._compare(ticket.job))
         except Exception as error:
             # Whatever a model's library raises must not end the thread that all users wait for.
-            if len(batch) > 1:  # one question's trouble is not that of the others
+            if len(batch) > 1:  # one bad question must not spoil the others
                 for ticket in batch:
                     self._answer([ticket])
                 return
-            log.error("a question failed: %s", type(error).__name__)  # its message may quote the user
+            log.error("a question failed: %s", type(error).__name__)  # the error's message may quote the user
             _resolve(batch[0], error=error)
 
     def _compare(self, job: QuestionJob) -> Answers:
-        """Both models alone, one after the other, so that their seconds compare."""
-        if self._quantised is None:
-            self._quantised = self._load_quantised()
-            timed_answer(self._quantised, job.task, job.fields)  # the first question of all takes longer
-        return [(label(one), *timed_answer(one, job.task, job.fields)) for one in (self.predictor, self._quantised)]
+        """Ask one model after the other, each alone, so that their seconds compare."""
+        if self._other is None:
+            self._other = self._load_other()
+            timed_answer(self._other, job.task, job.fields)  # a model's first answer takes longer
+        return [(label(one), *timed_answer(one, job.task, job.fields)) for one in (self.predictor, self._other)]
 
     # Conversations.
 
-    def _converse(self, batch: Sequence[Ticket]) -> None:
-        prompts = [self._prompt(ticket.job) for ticket in batch]  # type: ignore[arg-type]
+    def _converse(self, batch: Sequence[ChatTicket]) -> None:
+        prompts = [self._prompt(ticket.job) for ticket in batch]
         sampling = Sampling(
             self._new_tokens,
-            () if self._chats else _PLAIN_STOP,
+            () if self._template.applied else _PLAIN_STOP,
             temperature=TEMPERATURE,
             top_p=TOP_P,
             seed=time.monotonic_ns() % (1 << 31),
@@ -206,16 +222,16 @@ class ModelWorker:
         def on_text(number: int, text: str) -> None:
             batch[number].text = text.strip()
             if all(ticket.cancelled for ticket in batch):
-                raise _NobodyListens
+                raise _NobodyWaits
             with self._changed:
-                questions = self._take(QuestionJob)
+                questions = self._take(QuestionTicket, QUESTION_BATCH)
             if questions:
                 self._answer(questions)
 
         try:
-            for ticket, text in zip(batch, self.predictor.backend.generate(prompts, sampling, on_text), strict=True):
+            for ticket, text in zip(batch, self._backend.generate(prompts, sampling, on_text), strict=True):
                 _resolve(ticket, text.strip())
-        except _NobodyListens:
+        except _NobodyWaits:
             return
         except OutOfMemory as error:
             half = len(batch) // 2
@@ -229,14 +245,10 @@ class ModelWorker:
             for ticket in batch:
                 _resolve(ticket, error=error)
 
-    @property
-    def _chats(self) -> bool:
-        return uses_chat_template(self.predictor.backend.tokenizer, "auto")
-
     def _prompt(self, job: ChatJob) -> list[int]:
-        """Tokens of the dialogue with as many of its last turns as the model's context and patience hold."""
-        tokenizer = self.predictor.backend.tokenizer
-        room = min(self.predictor.backend.info.context_length - self._new_tokens, HISTORY_TOKENS)
+        """Return the tokens of the dialogue, with as many of its last turns as fit."""
+        tokenizer = self._template.tokenizer
+        room = min(self._backend.info.context_length - self._new_tokens, HISTORY_TOKENS)
 
         def fits(start: int) -> bool:
             return len(self._encode(job.history[start:], job.question)) <= room
@@ -246,32 +258,32 @@ class ModelWorker:
         if len(tokens) <= room:
             return tokens
         head = [tokenizer.bos_token_id] if tokens[0] == tokenizer.bos_token_id else []
-        return head + tokens[len(tokens) - room + len(head) :]  # the question alone is longer: its end counts
+        return head + tokens[len(tokens) - room + len(head) :]  # the question alone is too long: keep its end
 
     def _encode(self, history: Sequence[Turn], question: str) -> list[int]:
-        tokenizer = self.predictor.backend.tokenizer
-        if self._chats:
+        tokenizer = self._template.tokenizer
+        if self._template.applied:
             messages = []
             for turn in history:
                 messages += [{"role": "user", "content": turn.question}, {"role": "assistant", "content": turn.answer}]
-            text = chat_text(tokenizer, [*messages, {"role": "user", "content": question}], True)
+            text = self._template.text([*messages, {"role": "user", "content": question}])
             return list(tokenizer(text, add_special_tokens=False).input_ids)
         turns = [_PLAIN_TURN.format(question=turn.question) + f" {turn.answer}\n\n" for turn in history]
         text = _PLAIN_START + "".join(turns) + _PLAIN_TURN.format(question=question)
         return list(tokenizer(text).input_ids)
 
 
-class _NobodyListens(Exception):
-    """All whom an answer was written for have gone."""
+class _NobodyWaits(Exception):
+    """All users whom the model writes for have cancelled."""
 
 
 def label(predictor: Predictor) -> str:
-    """The model and its backend, as users see them."""
-    return f"{predictor.model.name} ({predictor.backend.info.name})"
+    """Return the name of the model and its backend, as users see it."""
+    return f"{predictor.opened.name} ({predictor.opened.backend.info.name})"
 
 
 def _resolve(ticket: Ticket, result: Any = None, error: Exception | None = None) -> None:
-    """Gives a result from the model's thread to the event loop; nothing where nobody waits any more."""
+    """Hand a result from the model's thread to the event loop; do nothing where nobody waits any more."""
 
     def give() -> None:
         if not ticket.future.done():
@@ -282,5 +294,5 @@ def _resolve(ticket: Ticket, result: Any = None, error: Exception | None = None)
 
     try:
         ticket.future.get_loop().call_soon_threadsafe(give)
-    except RuntimeError:  # the loop is closed: the bot has gone
+    except RuntimeError:  # the loop is closed: the bot has stopped
         log.debug("an answer came after the end")

@@ -1,11 +1,11 @@
-"""What the bot remembers, in one SQLite file: dialogues, each user's place in a conversation, unanswered updates.
+"""What the bot remembers, in one SQLite file: users, their dialogues, and updates without a reply.
 
-The standard library's sqlite3 and a schema with a version, no object mapper: four tables, a dozen statements, and every
-transaction is to be seen. Nothing is kept of a user who only asks single questions but the state of the conversation.
+The standard library's sqlite3 and a schema with a version: four tables and a dozen statements need no object mapper.
+Of a user who asks single questions, only the state of the conversation and the chosen language are kept.
 
-An update of Telegram is written here before Telegram is told that it arrived, and its text leaves when its reply is on
-the screen. So a killed bot goes on with what was asked; a reply that was ready is sent, not computed again. The number
-of an update stays until Telegram is sure not to send it again.
+An update from Telegram is stored before Telegram is told that it arrived. Its text is deleted when its reply is on the
+screen. So a bot that was killed answers what was asked, and sends a reply that was ready without computing it again.
+The update's number stays until Telegram cannot send it again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 from harness.errors import UserError
 
-# Statements that lead from the version of their index to the next.
+# Entry n takes a store from schema version n to n + 1.
 _MIGRATIONS = (
     """
     CREATE TABLE users (id INTEGER PRIMARY KEY, state TEXT NOT NULL DEFAULT '{}');
@@ -44,6 +44,7 @@ _MIGRATIONS = (
         reply TEXT
     );
     """,
+    "ALTER TABLE users ADD COLUMN language TEXT;",
 )
 
 
@@ -66,7 +67,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class PendingUpdate:
-    """An update whose reply is not on the screen yet. `reply`: the ready one, if any."""
+    """An update whose reply is not on the screen yet; `reply` is that reply where it is ready."""
 
     body: dict[str, Any]
     reply: str | None
@@ -77,13 +78,13 @@ class NameTaken(Exception):
 
 
 class Store:
-    """The file. Used by one thread at a time; several changes that belong together stand in a `transaction`.
+    """The open file. One thread at a time may use it; changes that belong together are made in a `transaction`.
 
     Args:
-        path: created with its directories if missing.
+        path: Created with its directories if missing.
 
     Raises:
-        UserError: no database, a newer version's, or not to be written.
+        UserError: The file is no database, has a newer schema, or cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -107,33 +108,48 @@ class Store:
             self._connection.executescript(f"BEGIN; {script} PRAGMA user_version = {number}; COMMIT;")
 
     def close(self) -> None:
+        """Close the file."""
         self._connection.close()
 
-    # Conversations.
+    # Users.
 
     def state(self, user: int) -> dict[str, Any]:
-        """Where the user's conversation stands; empty for a new one."""
+        """Return the state of the user's conversation; empty for a new one."""
         return json.loads(self._value("SELECT state FROM users WHERE id = ?", user) or "{}")
 
     def know(self, user: int) -> None:
-        """Makes room for a user; what is written of an unknown one is lost."""
+        """Add the user if missing. Nothing can be stored of a user who was not added."""
         self._connection.execute("INSERT OR IGNORE INTO users (id) VALUES (?)", (user,))
 
     def set_state(self, user: int, state: dict[str, Any]) -> None:
+        """Replace the state of the user's conversation."""
         self._connection.execute("UPDATE users SET state = ? WHERE id = ?", (_dump(state), user))
 
+    def language(self, user: int) -> str | None:
+        """Return the code of the language that the user chose, or None."""
+        code = self._value("SELECT language FROM users WHERE id = ?", user)
+        return None if code is None else str(code)
+
+    def set_language(self, user: int, code: str) -> None:
+        """Store the language that the user chose."""
+        self._connection.execute("UPDATE users SET language = ? WHERE id = ?", (code, user))
+
     def forget(self, user: int) -> None:
-        """Deletes all that is kept of the user."""
+        """Delete everything that is stored of the user."""
         self._connection.execute("DELETE FROM users WHERE id = ?", (user,))
 
     def wipe_log(self) -> None:
-        """Overwrites what was deleted in the write-ahead log as well; outside of transactions."""
+        """Overwrite what was deleted in the write-ahead log too; call it outside of transactions."""
         self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
-    # Dialogues. Each method takes the user, so nobody reaches a dialogue of another.
+    # Dialogues. Every method takes the user, so nobody reaches another user's dialogue.
 
     def add_dialogue(self, user: int, name: str) -> int:
-        """Raises: NameTaken."""
+        """Add a dialogue and return its number.
+
+        Raises:
+            NameTaken: The user has a dialogue of this name.
+        """
         try:
             cursor = self._connection.execute("INSERT INTO dialogues (user_id, name) VALUES (?, ?)", (user, name))
         except sqlite3.IntegrityError as error:
@@ -141,7 +157,7 @@ class Store:
         return int(cursor.lastrowid or 0)
 
     def dialogues(self, user: int) -> list[Dialogue]:
-        """In the order in which they were made."""
+        """Return the user's dialogues, oldest first."""
         rows = self._connection.execute(
             "SELECT d.id, d.name, count(t.id) FROM dialogues d LEFT JOIN turns t ON t.dialogue_id = d.id "
             "WHERE d.user_id = ? GROUP BY d.id ORDER BY d.id",
@@ -150,15 +166,16 @@ class Store:
         return [Dialogue(*row) for row in rows]
 
     def dialogue(self, user: int, dialogue: int) -> Dialogue | None:
-        """None where the user has none of this number."""
+        """Return the user's dialogue of this number, or None."""
         return next((one for one in self.dialogues(user) if one.id == dialogue), None)
 
     def delete_dialogue(self, user: int, dialogue: int) -> bool:
+        """Delete a dialogue with its turns. Return whether the user had it."""
         cursor = self._connection.execute("DELETE FROM dialogues WHERE id = ? AND user_id = ?", (dialogue, user))
         return cursor.rowcount == 1
 
     def turns(self, user: int, dialogue: int, last: int) -> list[Turn]:
-        """The last turns, oldest first."""
+        """Return the last turns of a dialogue, oldest first."""
         rows = self._connection.execute(
             "SELECT t.question, t.answer FROM turns t JOIN dialogues d ON d.id = t.dialogue_id "
             "WHERE d.user_id = ? AND d.id = ? ORDER BY t.id DESC LIMIT ?",
@@ -167,7 +184,7 @@ class Store:
         return [Turn(*row) for row in reversed(rows)]
 
     def add_turn(self, user: int, dialogue: int, turn: Turn) -> None:
-        """Nothing is added where the user has no such dialogue (any more)."""
+        """Append a turn; do nothing where the user has no such dialogue, for it may just have been deleted."""
         self._connection.execute(
             "INSERT INTO turns (dialogue_id, question, answer) "
             "SELECT id, ?, ? FROM dialogues WHERE id = ? AND user_id = ?",
@@ -179,11 +196,11 @@ class Store:
     def keep_updates(
         self, updates: Sequence[tuple[int, int, dict[str, Any]]], confirmed: int | None = None
     ) -> list[int]:
-        """Writes (id, user, body) of updates that arrived, in one transaction. Gives the ids of those not seen before.
+        """Store updates that arrived, in one transaction, and return the ids of those not seen before.
 
         Args:
-            updates: from one answer of Telegram.
-            confirmed: Telegram will send none below this id again.
+            updates: (id, user, body) of the updates in one answer from Telegram.
+            confirmed: Telegram will not send updates below this id again.
         """
         new = []
         with self.transaction():
@@ -199,15 +216,15 @@ class Store:
         return new
 
     def set_reply(self, update: int, reply: str) -> None:
-        """The reply is ready, and not on the screen yet."""
+        """Store a reply that is ready and not on the screen yet."""
         self._connection.execute("UPDATE updates SET reply = ? WHERE id = ?", (reply, update))
 
     def drop_update(self, update: int) -> None:
-        """Its reply is on the screen."""
+        """Delete the texts of an update whose reply is on the screen."""
         self._connection.execute("UPDATE updates SET body = NULL, reply = NULL WHERE id = ?", (update,))
 
     def pending_updates(self) -> list[PendingUpdate]:
-        """What an earlier process left without a reply, in order of arrival."""
+        """Return the updates that an earlier process left without a reply, in order of arrival."""
         rows = self._connection.execute("SELECT body, reply FROM updates WHERE body IS NOT NULL ORDER BY id").fetchall()
         return [PendingUpdate(json.loads(body), reply) for body, reply in rows]
 
@@ -218,7 +235,7 @@ class Store:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All changes inside become durable together, or none."""
+        """Make all changes inside durable together, or none."""
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             yield

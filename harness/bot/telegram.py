@@ -1,7 +1,7 @@
 """The bot in Telegram, by python-telegram-bot.
 
-The library's Bot with its rate limiter, not its Application: Application tells Telegram that an update arrived before
-anything is done with it, so a killed process would lose what it had just fetched. Here an update is in the store first.
+This uses the library's Bot and rate limiter, not its Application: Application confirms an update to Telegram before the
+update is handled, so a killed process would lose what it had just fetched. Here an update is stored first.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from telegram.constants import ChatType, MessageLimit
 from telegram.error import BadRequest, Conflict, Forbidden, InvalidToken, NetworkError, RetryAfter, TelegramError
 from telegram.ext import AIORateLimiter, ExtBot
 
-from harness.bot.conversation import Event, Message
+from harness.bot.events import Event, Message
 from harness.bot.service import Service, Undeliverable
 from harness.bot.store import PendingUpdate, Store
-from harness.bot.texts import LANGUAGES, language_of, say
+from harness.bot.texts import LANGUAGES, default_language
 from harness.errors import UserError
 
 log = logging.getLogger(__name__)
 
-POLL_SECONDS = 25  # that Telegram holds a request for updates open
+POLL_SECONDS = 25  # Telegram keeps a request for updates open for so long
 MAX_LENGTH = int(MessageLimit.MAX_TEXT_LENGTH)  # UTF-16 units
 ATTEMPTS = 10
 LONGEST_PAUSE = 30.0  # seconds between two attempts
-STOP_SECONDS = 60.0  # for the answers under way when the bot is stopped
+STOP_SECONDS = 60.0  # the running answers may take when the bot is stopped
 _NO_PREVIEW = LinkPreviewOptions(is_disabled=True)
 
 
 class PatientLimiter(AIORateLimiter):
-    """Telegram's limits, and another attempt after faults of the network or of Telegram.
+    """Keeps to Telegram's limits, and retries after failures of the network or of Telegram.
 
-    A request whose answer got lost may have been carried out, so a message can come twice; none is lost.
+    A request whose response was lost may have been carried out, so a message can arrive twice; none is lost.
     """
 
     async def process_request(
@@ -50,31 +50,32 @@ class PatientLimiter(AIORateLimiter):
         data: dict[str, Any],
         rate_limit_args: int | None,
     ) -> Any:
+        """Carry out a request, with retries."""
         for attempt in range(ATTEMPTS):
             try:
                 return await super().process_request(callback, args, kwargs, endpoint, data, rate_limit_args)
-            except BadRequest:  # a NetworkError to the library, but our own mistake: it stays one
+            except BadRequest:  # the library calls it a NetworkError, but it is our own mistake: do not retry
                 raise
             except NetworkError as error:
                 if attempt == ATTEMPTS - 1:
                     raise
-                log.warning("%s: %s, another attempt", endpoint, type(error).__name__)
+                log.warning("%s: %s, retrying", endpoint, type(error).__name__)
                 await asyncio.sleep(pause(attempt))
         raise AssertionError("unreachable")
 
 
 def pause(attempt: int) -> float:
-    """Seconds before another attempt: doubled each time, up to a limit, each bot a little apart from the others."""
+    """Return the seconds to wait before another attempt: doubled each time up to a limit, with some jitter."""
     return min(LONGEST_PAUSE, 0.5 * 2**attempt) * random.uniform(0.8, 1.2)
 
 
 def make_bot(token: str, api_url: str | None = None, messages_a_second: float = 30) -> ExtBot[Any]:
-    """A bot that keeps to Telegram's limits.
+    """Return a bot that keeps to Telegram's limits.
 
     Args:
-        token: from BotFather.
-        api_url: of a Bot API server of one's own; None: Telegram's.
-        messages_a_second: to all chats together; 30 is what Telegram allows.
+        token: From BotFather.
+        api_url: Address of another Bot API server; None: Telegram's.
+        messages_a_second: To all chats together; Telegram allows 30.
     """
     limiter = PatientLimiter(overall_max_rate=messages_a_second, max_retries=ATTEMPTS)
     if api_url is None:
@@ -83,13 +84,13 @@ def make_bot(token: str, api_url: str | None = None, messages_a_second: float = 
 
 
 class TelegramChat:
-    """The bot's end of all chats.
+    """The bot's side of all chats.
 
     Args:
-        bot: not initialised yet.
-        service: that answers.
-        store: of the service.
-        allowed: user ids; None: everybody.
+        bot: Not initialised yet.
+        service: Answers the events.
+        store: The service's store.
+        allowed: Ids of the users who are answered; None: everybody.
     """
 
     def __init__(
@@ -102,8 +103,11 @@ class TelegramChat:
         self._stop = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def run(self, say_ready: Callable[[str], None] = lambda text: None) -> None:
-        """Answers until `stop`. Then ends the answers under way and tells those who wait.
+    async def run(self, on_ready: Callable[[], None] = lambda: None) -> None:
+        """Answer until `stop` is called; then let the running answers end and tell the users who wait.
+
+        Args:
+            on_ready: Called once, before the first update is fetched.
 
         Raises:
             UserError: Telegram does not know the token, or another process uses it.
@@ -112,19 +116,20 @@ class TelegramChat:
             await self._initialize()
             async with self._bot:
                 await self._introduce()
-                say_ready(f"@{self._bot.username} answers; Ctrl-C stops it")
+                log.info("@%s answers; Ctrl-C stops it", self._bot.username)
+                on_ready()
                 await self._serve()
-        except InvalidToken as error:  # whose text holds the token
+        except InvalidToken as error:  # its text holds the token
             raise UserError("Telegram does not know this token", "copy it again from @BotFather") from error
         except Conflict as error:
             raise UserError("another process asks Telegram for this bot's messages", "stop that one first") from error
 
     def stop(self) -> None:
-        """Ends `run`; to be called in its event loop."""
+        """End `run`; call it in the event loop of `run`."""
         self._stop.set()
 
     async def _initialize(self) -> None:
-        """Waits for the network: a bot that starts with its machine must not give up."""
+        """Log in. Wait for the network: a bot that starts with its machine must not give up."""
         for attempt in itertools.count():
             try:
                 await self._bot.initialize()
@@ -137,12 +142,14 @@ class TelegramChat:
                     raise UserError("stopped before Telegram could be reached", "check the network") from error
 
     async def _introduce(self) -> None:
+        """Give Telegram the menu of commands in each language; English is the default of Telegram's other languages."""
         await self._bot.delete_webhook()  # while one is set, updates cannot be fetched
-        for language in LANGUAGES:
-            commands = [BotCommand(*line.split("=")) for line in say(language, "commands").split(";")]
-            await self._bot.set_my_commands(commands, language_code=None if language == "en" else language)
+        for code, language in LANGUAGES.items():
+            commands = [BotCommand(name, text) for name, text in language.commands.items()]
+            await self._bot.set_my_commands(commands, language_code=None if code == "en" else code)
 
     async def _serve(self) -> None:
+        """Answer what an earlier process left, then what arrives."""
         for one in await self._service.on_disk(self._store.pending_updates):
             self._start(self._take_up(one))
         polling = asyncio.create_task(self._poll())
@@ -156,7 +163,7 @@ class TelegramChat:
                 await self._service.stop()
                 await asyncio.gather(*self._tasks)
         except TimeoutError:
-            log.warning("some answers are left for the next start")
+            log.warning("some answers stay for the next start")
         await self._service.close()
         if isinstance(failure, Exception):
             raise failure
@@ -175,12 +182,12 @@ class TelegramChat:
                 await asyncio.sleep(float(error._retry_after.total_seconds()))
                 continue
             except TelegramError as error:
-                log.warning("getUpdates: %s, another attempt", type(error).__name__)
+                log.warning("getUpdates: %s, retrying", type(error).__name__)
                 await asyncio.sleep(pause(attempt))
                 attempt += 1
                 continue
             attempt = 0
-            # Asking with this offset told Telegram that all before it had come.
+            # The request with this offset told Telegram that all updates before it had arrived.
             await self._receive(updates, offset)
             if updates:
                 offset = updates[-1].update_id + 1
@@ -207,14 +214,15 @@ class TelegramChat:
             await self._service.handle(event, chat)
 
     async def _turn_away(self, event: Event) -> None:
+        """Tell a user who is not allowed, and of whom nothing is stored."""
         try:
-            language = language_of(event.language)
-            await _Chat(self._bot, event.user).send(Message(say(language, "not_allowed", user=event.user)))
+            text = default_language(event.language).say("not_allowed", user=event.user)
+            await _Chat(self._bot, event.user).send(Message(text))
         except (Undeliverable, TelegramError) as error:
-            log.info("a stranger was not told: %s", type(error).__name__)
+            log.info("a user who is not allowed was not told: %s", type(error).__name__)
 
     async def _acknowledge(self, query: str) -> None:
-        """Ends the small clock on a pressed button."""
+        """End the waiting animation on a pressed button."""
         try:
             await self._bot.answer_callback_query(query)
         except TelegramError as error:
@@ -234,7 +242,7 @@ class TelegramChat:
 
 
 class _Chat:
-    """Messages to one user."""
+    """The chat with one user; it satisfies `Replies`."""
 
     def __init__(self, bot: ExtBot[Any], user: int) -> None:
         self._bot = bot
@@ -263,7 +271,7 @@ class _Chat:
                 reply_markup=None if rest else _keyboard(message),
             )
         except BadRequest as error:
-            # The same text as before, after an attempt whose answer got lost; or the user deleted the message.
+            # "Not modified": an earlier attempt succeeded, and its response was lost. Else the message was deleted.
             if "not modified" not in error.message:
                 await self.send(message)
                 return
@@ -274,7 +282,7 @@ class _Chat:
 
 
 def to_event(update: Update) -> Event | None:
-    """What the bot understands of an update; None for what it has no business with, such as groups."""
+    """Return the event that an update holds; None for updates that are not answered, such as those of groups."""
     query, message = update.callback_query, update.message
     user, chat = update.effective_user, update.effective_chat
     if user is None or chat is None or chat.type != ChatType.PRIVATE:
@@ -287,11 +295,11 @@ def to_event(update: Update) -> Event | None:
 
 
 def split_text(text: str, limit: int = MAX_LENGTH) -> list[str]:
-    """Parts that Telegram takes as one message each, cut at line breaks or spaces where there are any.
+    """Split a text into parts that Telegram takes as one message each, at line breaks or spaces where there are any.
 
     Args:
-        text: not empty.
-        limit: UTF-16 units, which is what Telegram counts.
+        text: Not empty.
+        limit: In UTF-16 units, as Telegram counts.
     """
     parts = []
     while _units(text) > limit:

@@ -1,4 +1,4 @@
-"""How soon the bot's worker answers a short question (TERRa, bundled documents), and how many a second under load.
+"""Measure how soon the bot's worker answers a short question (TERRa, bundled documents), and how many a second.
 
     python tests/benchmarks/bot_serving.py [--model best] [--backend torch] [--questions 192]
 
@@ -13,11 +13,13 @@ import time
 from itertools import cycle, islice
 
 import numpy as np
+from harness.models.open import open_model
 
-from harness.bot.conversation import QuestionJob
-from harness.bot.serving import ModelWorker
+from harness.bot.events import QuestionJob
+from harness.bot.serving import ModelWorker, label
 from harness.data import cached_split
 from harness.evaluation.predict import Predictor
+from harness.models.options import ModelOptions
 
 WARM_UP = 4
 
@@ -35,7 +37,7 @@ async def measure(worker: ModelWorker, jobs: list[QuestionJob]) -> None:
     started = time.monotonic()
     await asyncio.gather(*(worker.submit(job).future for job in jobs))
     together = len(jobs) / (time.monotonic() - started)
-    print(f"{len(jobs)} TERRa questions, {worker.predictor.model.name}, {worker.predictor.backend.info.name}")
+    print(f"{len(jobs)} TERRa questions, {label(worker.predictor)}")
     print(f"at idle: p50 {1000 * p50:.0f} ms, p95 {1000 * p95:.0f} ms, {one_by_one:.1f} questions a second one by one")
     print(f"all at once: {together:.1f} questions a second, {together / one_by_one:.1f} times as many")
 
@@ -46,11 +48,11 @@ def main() -> None:
     parser.add_argument("--backend", default="torch")
     parser.add_argument("--questions", type=int, default=192)
     args = parser.parse_args()
-    predictor = Predictor(args.model, args.backend)
+    predictor = Predictor(open_model(ModelOptions(args.model, args.backend)))
     rows = [document.row() for document in cached_split("terra", "validation", "mini").documents]
     questions = []
     for number, row in enumerate(islice(cycle(rows), args.questions)):
-        # A number before each premise: the planner would compute equal questions once.
+        # A number before each premise, because the planner computes equal questions once.
         questions.append({"premise": f"{number}. {row['premise']}", "hypothesis": row["hypothesis"]})
     jobs = [QuestionJob("terra", fields, False, None, {}) for fields in questions]
     worker = ModelWorker(predictor, lambda: predictor, capacity=args.questions)

@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from harness.bot.about import describe
 from harness.bot.conversation import Conversation
+from harness.bot.run import describe
 from harness.bot.service import Limits, Service
 from harness.bot.serving import ModelWorker
 from harness.bot.store import Store
@@ -31,8 +31,9 @@ def serving(
     allowed: Collection[int] | None = None,
     capacity: int = 256,
     messages_a_second: float = 10_000,
+    can_compare: bool = True,
 ) -> Iterator[ModelWorker]:
-    """The bot in a thread with an event loop of its own, until the block ends; then it stops as on SIGTERM."""
+    """Run the bot in a thread with an event loop of its own until the block ends; then stop it as SIGTERM does."""
     worker = ModelWorker(predictor, lambda: quantised or predictor, capacity=capacity, new_tokens=24)
     ready = threading.Event()
     chats: list[tuple[asyncio.AbstractEventLoop, TelegramChat]] = []
@@ -40,11 +41,18 @@ def serving(
 
     async def run() -> None:
         store = Store(path)
-        conversation = Conversation(store, "tiny", lambda language: describe(predictor, None, language), seed=0)
+        conversation = Conversation(
+            store,
+            "tiny",
+            lambda language: describe(predictor.opened, None, language),
+            predictor.tasks,
+            can_compare=can_compare,
+            seed=0,
+        )
         service = Service(store, conversation, worker, limits)
         chat = TelegramChat(make_bot(TOKEN, server.url, messages_a_second), service, store, allowed)
         chats.append((asyncio.get_running_loop(), chat))
-        await chat.run(lambda text: ready.set())
+        await chat.run(ready.set)
 
     def thread() -> None:
         try:

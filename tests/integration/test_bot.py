@@ -15,26 +15,33 @@ import pytest
 from harness.bot.conversation import MAX_CHARACTERS
 from harness.bot.service import Limits
 from harness.bot.serving import ModelWorker
+from harness.bot.texts import LANGUAGES
 from harness.errors import UserError
-from harness.evaluation.predict import FIELDS, Predictor
+from harness.evaluation.predict import Predictor
+from harness.models.open import open_model
+from harness.models.options import ModelOptions
+from harness.tasks import RUSSIAN_SUPERGLUE, get_task
 from tests.integration.bot import serving
 from tests.telegram_server import TOKEN, Fault, TelegramServer
 
 ALICE, BORIS = 11, 22
+RUSSIAN = LANGUAGES["ru"]
+# One worker runs all of these: they share the loaded models.
+pytestmark = pytest.mark.xdist_group("bot")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def predictor(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Predictor]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RSG_HARNESS_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield Predictor(str(tiny_model))
+        yield Predictor(open_model(ModelOptions(str(tiny_model))))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def quantised(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Predictor]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RSG_HARNESS_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield Predictor(str(tiny_model), "mlx-q4", execution="torch")
+        yield Predictor(open_model(ModelOptions(str(tiny_model), "mlx-q4", execution="torch")))
 
 
 @pytest.fixture
@@ -44,10 +51,17 @@ def server() -> Iterator[TelegramServer]:
 
 
 @pytest.fixture
+def shown_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Progress is shown after a tenth of a second."""
+    monkeypatch.setattr("harness.bot.service.QUIET_SECONDS", 0.1)
+    monkeypatch.setattr("harness.bot.service.EDIT_SECONDS", 0.1)
+
+
+@pytest.fixture
 def slow(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """The model answers nothing until the event is set."""
     may_answer = threading.Event()
-    answer, generate = predictor.answer, predictor.backend.generate
+    answer, generate = predictor.answer, predictor.opened.backend.generate
 
     def wait_and_answer(*arguments: object, **options: object) -> object:
         assert may_answer.wait(60)
@@ -58,7 +72,7 @@ def slow(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> threading.Eve
         return generate(*arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(predictor, "answer", wait_and_answer)
-    monkeypatch.setattr(predictor.backend, "generate", wait_and_generate)
+    monkeypatch.setattr(predictor.opened.backend, "generate", wait_and_generate)
     return may_answer
 
 
@@ -82,24 +96,26 @@ VALUES = {
 }
 
 
-@pytest.mark.parametrize("task", FIELDS)
+@pytest.mark.parametrize("task", RUSSIAN_SUPERGLUE)
 def test_every_task_is_asked_field_by_field_and_answered(
     task: str, server: TelegramServer, predictor: Predictor, tmp_path: Path
 ) -> None:
     with serving(server, tmp_path / "bot.sqlite", predictor):
-        server.ask(ALICE, "/tasks", "Какую задачу")
+        menu = server.ask(ALICE, "/tasks", "Какую задачу")
         names = {name.lower(): name for name in server.last(ALICE).buttons}
-        assert set(names) == set(FIELDS)
+        assert set(names) == set(RUSSIAN_SUPERGLUE)
+        assert all(f"\n{name} — " in menu for name in names.values())
         text = server.choose(ALICE, names[task])
         fields = {}
-        for name in FIELDS[task]:
-            assert text.rstrip().endswith("?")
-            if task == "parus" and name == "question":
-                fields[name] = "effect"
-                text = server.choose(ALICE, "следствие")
+        for field in get_task(task).fields:
+            assert text.endswith(RUSSIAN.request(get_task(task), field))
+            until = "█" if field is get_task(task).fields[-1] else ""
+            if field.options:
+                fields[field.name] = "effect"
+                text = server.choose(ALICE, "следствие", until)
             else:
-                fields[name] = VALUES[name]
-                text = server.ask(ALICE, VALUES[name])
+                fields[field.name] = VALUES[field.name]
+                text = server.ask(ALICE, VALUES[field.name], until)
         [expected] = predictor.answer([(task, fields)])
         shown = [int(line.split()[1]) for line in text.splitlines() if line.startswith(("█", "░"))]
         assert sorted(shown) == sorted(round(100 * share) for share in expected.choices.values())
@@ -116,6 +132,8 @@ def test_an_example_is_shown_with_its_right_answer(
             server.choose(ALICE, name, "?")
             text = server.choose(ALICE, "Готовый пример", "Верный ответ: ")
             assert "█" in text
+            task = get_task(name.lower())
+            assert all(f"{RUSSIAN.label(task, field)}: " in text for field in task.fields)
         assert set(server.last(ALICE).buttons) == {"Ещё раз", "Другая задача"}
         server.choose(ALICE, "Ещё раз", "LiDiRus.")
         server.choose(ALICE, "Отмена", "Прервано")
@@ -127,10 +145,10 @@ def test_both_models_answer_a_comparison(
     with serving(server, tmp_path / "bot.sqlite", predictor, quantised=quantised):
         server.ask(ALICE, "/compare", "обеим")
         server.choose(ALICE, "TERRa", "?")
-        server.ask(ALICE, VALUES["premise"], "Гипотеза")
+        server.ask(ALICE, VALUES["premise"], "гипотезу")
         text = server.ask(ALICE, VALUES["hypothesis"], "mlx-q4")
         assert text.index("(torch)") < text.index("(mlx-q4)")
-        fields = {name: VALUES[name] for name in FIELDS["terra"]}
+        fields = {name: VALUES[name] for name in ("premise", "hypothesis")}
         for one in (predictor, quantised):
             [expected] = one.answer([("terra", fields)])
             assert f"{100 * expected.choices['entailment']:.0f} % следует" in text
@@ -152,7 +170,7 @@ def test_named_dialogues_survive_a_restart(server: TelegramServer, predictor: Pr
         assert "• про рыбалку (1)" in server.ask(ALICE, "/get_dialogues", "Ваши беседы")
         server.ask(ALICE, "/get_dialogue", "Какую беседу")
         server.choose(ALICE, "про рыбалку", "реплик: 1")
-        assert "Вы: Где клюёт?" in server.ask(ALICE, "/remind_dialogue", "последнее")
+        assert "Вы: Где клюёт?" in server.ask(ALICE, "/remind_dialogue", "последние реплики")
         server.ask(ALICE, "/cancel", "закрыта")
         server.ask(ALICE, "/delete_dialogue", "удалить")
         server.choose(ALICE, "про лес", "удалена")
@@ -198,10 +216,29 @@ def test_english_readers_are_answered_in_english(server: TelegramServer, predict
         server.ask(ALICE, "/start", "Hello!", language="de")
         server.ask(ALICE, "/start", "Здравствуйте!", language=None)
         server.ask(ALICE, "/tasks", "Which task?", language="en")
-        server.choose(ALICE, "TERRa", "Text?", language="en")
+        server.choose(ALICE, "TERRa", "Send the text.", language="en")
         server.choose(ALICE, "An example", "Right answer: ", language="en")
         server.ask(ALICE, "/model", "backend torch", language="en")
         server.ask(ALICE, "/nonsense", "no such command", language="en")
+
+
+def test_the_chosen_language_outlives_a_restart(
+    server: TelegramServer, predictor: Predictor, tmp_path: Path, slow: threading.Event
+) -> None:
+    path = tmp_path / "bot.sqlite"
+    with serving(server, path, predictor):
+        server.ask(ALICE, "/language", "На каком языке")
+        server.choose(ALICE, "English", "I write in English now.")
+        server.ask(ALICE, "/help", "Tasks")
+        server.ask(BORIS, "/language ru", "по-русски", language="de")
+    with serving(server, path, predictor):
+        server.ask(ALICE, "/tasks", "Which task?")
+        server.ask(BORIS, "/tasks", "Какую задачу", language="de")
+        server.ask(ALICE, "/query Раз", "Thinking…")
+        server.ask(ALICE, "/query Два", "I am still answering")
+        slow.set()
+        server.ask(ALICE, "/forget_me", "Everything the bot stored")
+        server.ask(ALICE, "/help", "Задачи")
 
 
 def test_what_users_write_is_never_markup(server: TelegramServer, predictor: Predictor, tmp_path: Path) -> None:
@@ -211,7 +248,7 @@ def test_what_users_write_is_never_markup(server: TelegramServer, predictor: Pre
         assert nasty[:60] in server.last(ALICE).text
         server.write(ALICE, nasty)
         server.wait(lambda: _stored_turns(tmp_path / "bot.sqlite") == 1)
-        assert f"Вы: {nasty}" in server.ask(ALICE, "/remind_dialogue", "последнее")
+        assert f"Вы: {nasty}" in server.ask(ALICE, "/remind_dialogue", "последние реплики")
         for shown in server.chats[ALICE]:
             assert "parse_mode" not in shown.parameters
             assert "entities" not in shown.parameters
@@ -229,7 +266,7 @@ def test_forged_buttons_reach_nothing_of_others(server: TelegramServer, predicto
             server.press(BORIS, data)
             assert server.next(BORIS, before) == "Такой беседы у вас нет."
         for data in ("open:1 OR 1=1", "open:-1", "open:9999999999999999999999", "delete:", "task:hack", "field:cause",
-                     "example", "", "Ω" * 30, "compare:__class__"):  # fmt: skip
+                     "example", "", "Ω" * 30, "compare:__class__", "option:0", "language:xx"):  # fmt: skip
             before = len(server.texts(BORIS))
             server.press(BORIS, data)
             assert server.next(BORIS, before) in (
@@ -275,6 +312,7 @@ def test_one_question_at_a_time_and_cancel(
         server.wait(lambda: len(server.chats[ALICE]) > before)
 
 
+@pytest.mark.usefixtures("shown_soon")
 def test_the_queue_shows_places_and_is_bounded(
     server: TelegramServer, predictor: Predictor, tmp_path: Path, slow: threading.Event
 ) -> None:
@@ -300,7 +338,7 @@ def test_limits_of_length_rate_and_time(
         server.ask(ALICE, "/query Раз", "не успела")
         slow.set()
         server.write(ALICE, "/query Два")
-        server.wait(lambda: server.chats[ALICE][-1].text != "Думаю…" and len(server.chats[ALICE]) > 2)
+        server.wait(lambda: not is_waiting(server.chats[ALICE][-1].text) and len(server.chats[ALICE]) > 2)
         server.ask(ALICE, "/query Три", "Слишком часто")
         server.ask(BORIS, "/query Раз")
 
@@ -319,11 +357,14 @@ def test_only_the_allowed_are_answered(server: TelegramServer, predictor: Predic
     path = tmp_path / "bot.sqlite"
     with serving(server, path, predictor, allowed=frozenset({ALICE})):
         server.ask(ALICE, "/start", "Здравствуйте")
-        server.ask(BORIS, "/query тайна", f"Ваш номер: {BORIS}")
+        server.ask(BORIS, "/query тайна", f"Ваш идентификатор: {BORIS}")
         assert _rows(path, "SELECT id FROM users") == [(ALICE,)]
 
 
-def test_faults_of_telegram_are_waited_out(server: TelegramServer, predictor: Predictor, tmp_path: Path) -> None:
+def test_faults_of_telegram_are_waited_out(
+    server: TelegramServer, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.bot.telegram.pause", lambda attempt: 0.05)
     with serving(server, tmp_path / "bot.sqlite", predictor):
         server.faults = [
             Fault("sendMessage", 500, 2),
@@ -352,6 +393,7 @@ def test_a_user_who_blocked_the_bot_disturbs_nobody(
         assert not _rows(path, "SELECT id FROM updates WHERE body IS NOT NULL")
 
 
+@pytest.mark.usefixtures("shown_soon")
 def test_stopping_ends_the_answer_under_way_and_tells_those_who_wait(
     server: TelegramServer, predictor: Predictor, tmp_path: Path, slow: threading.Event
 ) -> None:
@@ -391,7 +433,7 @@ def test_logs_hold_no_texts(
     with caplog.at_level(logging.DEBUG, "harness"), serving(server, tmp_path / "bot.sqlite", predictor):
         server.ask(ALICE, "/tasks", "Какую")
         server.choose(ALICE, "TERRa", "?")
-        server.ask(ALICE, "Секретное слово", "Гипотеза")
+        server.ask(ALICE, "Секретное слово", "гипотезу")
         server.ask(ALICE, "Секретное слово", "внутренняя ошибка")
     assert "a question failed: RuntimeError" in caplog.text
     assert "Секретное" not in caplog.text

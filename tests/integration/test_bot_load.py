@@ -13,13 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from harness.bot.texts import say
+from harness.bot.texts import LANGUAGES
 from harness.evaluation.predict import Predictor
+from harness.models.open import open_model
+from harness.models.options import ModelOptions
 from tests.integration.bot import serving
 from tests.integration.command import RSG_HARNESS
 from tests.telegram_server import TOKEN, Shown, TelegramServer
 
-BUSY = say("ru", "busy_user")
+BUSY = LANGUAGES["ru"].say("busy_user")
+pytestmark = pytest.mark.slow
 
 
 @dataclass
@@ -49,7 +52,7 @@ def script(user: int, rng: random.Random) -> list[str]:
 
 
 # Start of a message -> what its answer holds.
-ANSWERS = {"/new": "Беседа «", "/tasks": "Какую", "press": "TERRa. ", "Пос": "Гипотеза?", "Выв": "█", "/mod": "бэкенд",
+ANSWERS = {"/new": "Беседа «", "/tasks": "Какую", "press": "TERRa. ", "Пос": "гипотезу", "Выв": "█", "/mod": "бэкенд",
            "/help": "/cancel —"}  # fmt: skip
 
 
@@ -133,7 +136,7 @@ def test_200_users_2000_messages_none_lost_doubled_or_misdirected(
     server: TelegramServer, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RSG_HARNESS_CACHE", str(tmp_path / "cache"))
-    predictor = Predictor(str(tiny_model))
+    predictor = Predictor(open_model(ModelOptions(str(tiny_model))))
     rng = random.Random(0)
     users = [User(1000 + number, script(1000 + number, rng)) for number in range(200)]
     assert sum(len(user.left) for user in users) == 2000

@@ -1,24 +1,30 @@
-"""The bot's parts that need no chat: store, texts, prompts."""
+"""The parts of the bot that need no chat: store, texts, forms, prompts, logs."""
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import string
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from harness.models.open import open_model
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.bot.conversation import ChatJob, Conversation, Event
-from harness.bot.run import read_token
+from harness.bot.conversation import Conversation
+from harness.bot.events import ChatJob, Event, QuestionJob
+from harness.bot.run import log_without, read_token
 from harness.bot.serving import HISTORY_TOKENS, ModelWorker
-from harness.bot.store import NameTaken, Store, Turn
+from harness.bot.store import _MIGRATIONS, NameTaken, Store, Turn
 from harness.bot.telegram import split_text
-from harness.bot.texts import CHOICES, LANGUAGES, TASKS, language_of
-from harness.data import LABELS
+from harness.bot.texts import LANGUAGES, default_language
 from harness.errors import UserError
-from harness.evaluation.predict import FIELDS, Predictor
+from harness.evaluation.predict import Answer, Predictor
+from harness.models.options import ModelOptions
+from harness.progress import restored_output, show_output
+from harness.tasks import RUSSIAN_SUPERGLUE, InputField, Task, get_task
 from tests.tiny_gemma import make_tiny_gemma
 
 TURN = Turn("Кто там?", "Никого.")
@@ -94,24 +100,47 @@ def test_a_store_of_a_newer_version_or_none_at_all_is_refused(tmp_path: Path) ->
     assert (tmp_path / "new.sqlite").stat().st_mode & 0o077 == 0
 
 
+def test_a_store_of_the_first_version_is_migrated(tmp_path: Path) -> None:
+    path = tmp_path / "old.sqlite"
+    connection = sqlite3.connect(path)
+    connection.executescript(f"{_MIGRATIONS[0]} PRAGMA user_version = 1;")
+    connection.execute("INSERT INTO users (id, state) VALUES (1, '{\"dialogue\": 5}')")
+    connection.execute("INSERT INTO dialogues (id, user_id, name) VALUES (5, 1, 'имя')")
+    connection.commit()
+    connection.close()
+    store = Store(path)
+    assert store.state(1) == {"dialogue": 5}
+    assert [dialogue.name for dialogue in store.dialogues(1)] == ["имя"]
+    assert store.language(1) is None
+    store.set_language(1, "en")
+    store.close()
+    assert Store(path).language(1) == "en"
+
+
 def test_both_languages_say_the_same_things() -> None:
     russian, english = LANGUAGES["ru"], LANGUAGES["en"]
-    assert set(russian) == set(english)
-    for key in russian:
+    assert set(russian.texts) == set(english.texts)
+    for key in russian.texts:
         slots = [
-            {name for _, name, _, _ in string.Formatter().parse(texts[key]) if name} for texts in (russian, english)
+            {name for _, name, _, _ in string.Formatter().parse(language.texts[key]) if name}
+            for language in (russian, english)
         ]
         assert slots[0] == slots[1], key
-    assert set(CHOICES["ru"]) == set(CHOICES["en"])
-    for language, tasks in TASKS.items():
-        assert set(tasks) == set(FIELDS)
-        assert all(len(tasks[task]) == 1 + len(FIELDS[task]) for task in FIELDS)
-        for task in FIELDS:
-            if task != "parus":
-                assert all(
-                    f"{task} {label}" in CHOICES[language] or label in CHOICES[language] for label in LABELS[task]
-                )
-    assert [language_of(code) for code in ("ru-RU", "uk", None, "en", "de")] == ["ru", "ru", "ru", "en", "en"]
+    assert set(russian.commands) == set(english.commands)
+    assert all(set(russian.tasks[task].names) == set(english.tasks[task].names) for task in RUSSIAN_SUPERGLUE)
+    for language in (russian, english):
+        assert all(f"/{command} " in language.texts["help"] + "/help " for command in language.commands)
+        assert set(language.tasks) == set(RUSSIAN_SUPERGLUE)
+        for task in map(get_task, RUSSIAN_SUPERGLUE):
+            texts = language.tasks[task.name]
+            assert texts.about
+            assert texts.gloss
+            assert list(texts.fields) == [field.name for field in task.fields]
+            shown = [option for field in task.fields for option in field.options]
+            shown += [label for label in task.labels if label not in texts.fields]  # else the field's text is shown
+            assert set(texts.names) == set(shown)
+    found = [default_language(code).code for code in ("ru-RU", "uk", None, "en", "de")]
+    assert found == ["ru", "ru", "ru", "en", "en"]
 
 
 @given(st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=300), st.integers(2, 40))
@@ -122,7 +151,7 @@ def test_parts_of_a_text_fit_and_lose_only_white_space(text: str, limit: int) ->
 
 
 def test_forms_reject_what_cannot_be_asked(store: Store) -> None:
-    conversation = Conversation(store, "tiny", lambda language: "")
+    conversation = Conversation(store, "tiny", lambda language: "", list(map(get_task, RUSSIAN_SUPERGLUE)))
     store.know(1)
 
     def say(text: str | None = None, button: str | None = None) -> str:
@@ -137,19 +166,73 @@ def test_forms_reject_what_cannot_be_asked(store: Store) -> None:
     assert "QuestionJob" in say("Анна; Олег")
     say(button="task:parus")
     say("Пошёл дождь.")
-    assert say("причину?") == "Что ищем?"
+    assert say("причину?") == "Что ищем: причину или следствие?"
     assert "Пустое" in say("   ")
 
 
+TONE = Task(
+    name="tone",
+    title="Tone",
+    document=get_task("terra").document,
+    fields=(InputField("remark", "one sentence"), InputField("about"), InputField("kind", options=("book", "film"))),
+    metrics={},
+    official=(),
+    labels=("good", "bad"),
+)
+
+
+def test_a_task_of_the_users_own_is_shown_by_its_own_names(store: Store) -> None:
+    conversation = Conversation(store, "tiny", lambda language: "", [TONE])
+    store.know(1)
+
+    def handle(text: str | None = None, button: str | None = None) -> list[str]:
+        [message] = conversation.handle(Event(1, 1, "ru", text, button), under_way=False).messages
+        return [message.text, *(button.label for row in message.buttons for button in row)]
+
+    assert handle("/tasks") == ["Какую задачу выбрать?\n\nTone", "Tone"]
+    assert handle(button="task:tone") == ["Tone\n\nПришлите поле «remark» (one sentence).", "Отмена"]
+    assert handle("Скучно.") == ["Пришлите поле «about»."]
+    assert handle("Роман") == ["Пришлите поле «kind».", "book", "film"]
+    job = conversation.handle(Event(1, 1, "ru", button="option:1"), under_way=False).job
+    assert isinstance(job, QuestionJob)
+    assert job.fields == {"remark": "Скучно.", "about": "Роман", "kind": "film"}
+    answer = Answer("tone", {"good": 0.25, "bad": 0.75}, ("да", "нет"))
+    [reply] = conversation.answered(Event(1, 1, "ru"), job, [("tiny (torch)", answer, 0.5)])
+    assert reply.text == "Tone\n\n████████░░ 75 % bad\n██░░░░░░░░ 25 % good\n\ntiny (torch), 500 мс"
+
+
+def test_a_form_of_a_task_that_is_no_longer_served_is_left(store: Store) -> None:
+    store.know(1)
+    with_task = Conversation(store, "tiny", lambda language: "", [TONE])
+    with_task.handle(Event(1, 1, "en", button="task:tone"), under_way=False)
+    without = Conversation(store, "tiny", lambda language: "", [get_task("terra")])
+    [message] = without.handle(Event(2, 1, "en", text="Boring."), under_way=False).messages
+    assert message.text.startswith("To ask something")
+    [message] = without.handle(Event(3, 1, "en", button="option:0"), under_way=False).messages
+    assert "no longer works" in message.text
+
+
+def test_nothing_is_compared_where_there_is_no_original(store: Store) -> None:
+    conversation = Conversation(store, "tiny", lambda language: "", [get_task("terra")], can_compare=False)
+    store.know(1)
+    for event in (Event(1, 1, "en", text="/compare"), Event(2, 1, "en", button="compare:terra")):
+        [message] = conversation.handle(event, under_way=False).messages
+        assert message.text.startswith("There is nothing to compare with")
+        assert not message.buttons
+
+
 @pytest.fixture(scope="module")
-def worker(tmp_path_factory: pytest.TempPathFactory) -> ModelWorker:
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelWorker]:
     model = make_tiny_gemma(tmp_path_factory.mktemp("model") / "tiny", max_position_embeddings=4096)
-    predictor = Predictor(str(model))
-    return ModelWorker(predictor, lambda: predictor, new_tokens=8)
+    predictor = Predictor(open_model(ModelOptions(str(model))))
+    worker = ModelWorker(predictor, lambda: predictor, new_tokens=8)
+    yield worker
+    worker.stop()
+    worker.join()
 
 
 def test_a_dialogue_is_cut_at_its_start_by_tokens(worker: ModelWorker) -> None:
-    tokenizer = worker.predictor.backend.tokenizer
+    tokenizer = worker.predictor.opened.tokenizer
     history = tuple(Turn(f"Вопрос номер {number}?", f"Ответ номер {number}.") for number in range(100))
     tokens = worker._prompt(ChatJob("Последний вопрос?", 1, history, {}))
     text = tokenizer.decode(tokens, skip_special_tokens=True)
@@ -163,7 +246,7 @@ def test_a_dialogue_is_cut_at_its_start_by_tokens(worker: ModelWorker) -> None:
 
 
 def test_a_question_longer_than_the_context_keeps_its_end(worker: ModelWorker) -> None:
-    tokenizer = worker.predictor.backend.tokenizer
+    tokenizer = worker.predictor.opened.tokenizer
     tokens = worker._prompt(ChatJob("слово " * 2000 + "конец?", None, (), {}))
     assert len(tokens) == HISTORY_TOKENS
     assert tokens[0] == tokenizer.bos_token_id
@@ -185,3 +268,28 @@ def test_tokens_come_from_the_environment_or_a_file(tmp_path: Path, monkeypatch:
     with pytest.raises(UserError) as error:
         read_token(tmp_path / "token")
     assert "secret" not in str(error.value)
+
+
+def test_logs_have_one_line_a_record_and_no_token(capsys: pytest.CaptureFixture[str]) -> None:
+    token = "123456789:AAE-abcdefghijklmnopqrstuvwxyz"
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    with restored_output():
+        try:
+            show_output(True)
+            log_without(token)
+            logging.getLogger("harness.bot.telegram").info("getMe of %s", token)
+            logging.getLogger("httpx").info("POST https://api/bot%s/getMe", token)
+            logging.getLogger("telegram").warning("no answer to %s", token)
+            try:
+                raise ValueError(token)
+            except ValueError:
+                logging.getLogger("asyncio").exception("lost")
+        finally:
+            root.handlers[:] = handlers
+            root.setLevel(level)
+    shown = capsys.readouterr().err
+    assert token not in shown
+    assert shown.count("INFO getMe of TOKEN\n") == shown.count("getMe") == 1
+    assert "WARNING no answer to TOKEN\n" in shown
+    assert "ValueError: TOKEN" in shown
