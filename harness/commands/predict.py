@@ -65,11 +65,13 @@ def call(arguments: dict[str, Any]) -> None:
     from harness.evaluation.options import PredictOptions
     from harness.evaluation.predict import Predictor, make_document, timed_answer
     from harness.models.open import open_model
+    from harness.progress import show_output
     from harness.reports.tables import answer_table
 
     options = PredictOptions(**arguments)
     make_document(options.task, options.fields)  # refuses a question before a model is loaded
     opened = open_model(options)
+    show_output(False)  # a bar for one question tells nothing
     answer, seconds = timed_answer(Predictor(opened), options.task, options.fields)
     print(answer_table(answer.words, answer.choices))
     print(f"{opened.name} · {opened.backend.info.name}, {1000 * seconds:.0f} ms")

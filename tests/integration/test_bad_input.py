@@ -166,18 +166,19 @@ def gated_hub() -> Iterator[str]:
 
 
 def test_a_gated_model_without_access_says_how_to_get_it(
-    rsg_harness: Command, environment: dict[str, str], gated_hub: str, tmp_path: Path
+    rsg_process: Command, environment: dict[str, str], gated_hub: str, tmp_path: Path
 ) -> None:
+    # The hub's library reads these when it is imported.
     environment.update(HF_ENDPOINT=gated_hub, HF_HUB_OFFLINE="0", HF_HOME=str(tmp_path / "hf"))
-    refused(rsg_harness("run", "--model", "google/gemma-3-1b-it"), "gated", "accept the licence", "HF_TOKEN")
+    refused(rsg_process("run", "--model", "google/gemma-3-1b-it"), "gated", "accept the licence", "HF_TOKEN")
 
 
-def test_help_is_instant_and_an_unknown_verb_is_refused(rsg_harness: Command) -> None:
+def test_help_is_instant_and_an_unknown_verb_is_refused(rsg_process: Command) -> None:
     import time
 
     started = time.perf_counter()
-    done = rsg_harness("--help")
+    done = rsg_process("--help")
     assert time.perf_counter() - started < 0.5
     assert done.returncode == 0
     assert "run" in done.stdout
-    assert rsg_harness("rum").returncode == 2
+    assert rsg_process("rum").returncode == 2
