@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from adapters.base import Backend, BackendKind, Family, Finding, LoadRequest, UserError, first_line, is_installed
+from adapters.torch_family import torch_problem
 
 _BITS = (8, 6, 4, 3)
 _STORED = {"fp16": "float16", "bf16": "bfloat16"}
@@ -29,7 +30,9 @@ class MlxFamily(Family):
         return (*whole, *quantised)
 
     def problem(self, kind: BackendKind) -> str:
-        return mlx_problem()
+        if problem := mlx_problem():
+            return problem
+        return "" if self.default_execution() == "mlx" else torch_problem()
 
     def default_execution(self) -> str:
         return "mlx" if metal_is_there() else "torch"

@@ -30,11 +30,10 @@ class TorchFamily(Family):
         )
 
     def problem(self, kind: BackendKind) -> str:
-        torch = import_torch()
-        if isinstance(torch, str):
-            return torch
         device = kind.settings["device"]
-        return "" if device == "auto" or devices(torch)[device] else f"PyTorch finds no {device} device"
+        if problem := torch_problem():
+            return problem
+        return "" if device == "auto" or devices(import_torch())[device] else f"PyTorch finds no {device} device"
 
     def load(self, kind: BackendKind, request: LoadRequest) -> Backend:
         from adapters.mlx_weights import quantization_of, read_config
@@ -66,6 +65,12 @@ def import_torch() -> Any:
     except (ImportError, OSError) as error:
         return f"PyTorch cannot be loaded: {first_line(error)}"
     return torch
+
+
+def torch_problem() -> str:
+    """Say why PyTorch cannot be used here; "" where it can."""
+    torch = import_torch()
+    return torch if isinstance(torch, str) else ""
 
 
 def devices(torch: Any) -> dict[str, bool]:

@@ -52,18 +52,21 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 @contextlib.contextmanager
-def whole_directory(target: Path, hint: str = "free some space, or name another --output") -> Iterator[Path]:
+def whole_directory(
+    target: Path, hint: str = "free some space, or name another --output", exist_ok: bool = False
+) -> Iterator[Path]:
     """Yield an empty scratch directory that becomes `target` when the block ends without an error.
 
     Its files reach the disk before the rename, so a directory under its final name is complete. An existing empty
-    `target` is replaced; if another process has made `target` meanwhile, that one stays.
+    `target` is replaced.
 
     Args:
         target: The directory to make.
         hint: What the user can do if it cannot be written.
+        exist_ok: Keep a `target` that another process has made meanwhile, instead of raising.
 
     Raises:
-        UserError: The disk is full or the parent directory cannot be written.
+        UserError: The disk is full, `target` exists, or its parent cannot be written.
     """
     scratch: Path | None = None
     try:
@@ -77,7 +80,7 @@ def whole_directory(target: Path, hint: str = "free some space, or name another 
         try:
             scratch.rename(target)
         except OSError:
-            if not target.is_dir() or not any(target.iterdir()):
+            if not (exist_ok and target.is_dir() and any(target.iterdir())):
                 raise
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror or error}", hint) from error
@@ -109,7 +112,7 @@ def cached_directory(name: str, make: Callable[[Path], None], announcement: str)
     if not target.is_dir():
         log.info("%s", announcement)
         hint = "free some space, or set RSG_HARNESS_CACHE to a directory that can be written"
-        with whole_directory(target, hint) as scratch:
+        with whole_directory(target, hint, exist_ok=True) as scratch:
             make(scratch)
     return target
 

@@ -15,7 +15,7 @@ def cached_in(root: Path) -> CachedDirectory:
     def cached(name: str, make: Callable[[Path], None], announcement: str) -> Path:
         target = root / name
         if not target.is_dir():
-            with whole_directory(target) as scratch:
+            with whole_directory(target, exist_ok=True) as scratch:
                 make(scratch)
         return target
 

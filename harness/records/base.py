@@ -63,7 +63,9 @@ def read_record(
         raise UserError(f"{path.parent} holds no {path.name}", missing or hint) from error
     except (ValueError, OSError) as error:
         raise UserError(f"cannot read {path}: {error}", hint) from error
-    found = values.get(version_key) if isinstance(values, dict) else None
+    if not isinstance(values, dict) or version_key not in values:
+        raise UserError(f"cannot read {path}: it has no {version_key.replace('_', ' ')}", hint)
+    found = values[version_key]
     while found != version and found in (migrations or {}):
         values = (migrations or {})[found](values)
         found = values[version_key]

@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 from lm_eval.tasks import TaskManager
 
-from adapters.torch_backend import load_tokenizer, load_torch
+from adapters.torch_backend import load_tokenizer
 from harness.errors import UserError
 from harness.evaluation.language_model import PlannedModel
-from harness.tasks.prompts import TASK_DIR, choose, task_specification
-from harness.tasks.rendering import uses_chat_template
+from harness.models.chat import chat_template
+from harness.models.open import open_model
+from harness.models.options import ModelOptions
+from harness.tasks.prompts import TASK_DIR
 from tests.tiny_gemma import make_tiny_gemma
 
 # The shape of Gemma-3's own template: it writes the BOS itself and calls the assistant "model".
@@ -26,8 +28,7 @@ TEMPLATE = (
 def chat_model(tmp_path_factory: pytest.TempPathFactory) -> PlannedModel:
     directory: Path = make_tiny_gemma(tmp_path_factory.mktemp("chat"), max_position_embeddings=4096)
     (directory / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
-    backend = load_torch("torch-cpu", directory, device="cpu", dtype="float32")
-    return PlannedModel(backend, 512)
+    return PlannedModel(open_model(ModelOptions(model=str(directory), backend="torch-cpu", dtype="float32")), 512)
 
 
 @pytest.mark.parametrize("shots", [0, 2])
@@ -35,13 +36,13 @@ def test_a_chat_prompt_has_one_bos_and_a_space_before_the_choice(chat_model: Pla
     manager = TaskManager(
         include_path=str(TASK_DIR / "rsg"), include_defaults=False, metadata={"data": "mini", "num_fewshot": shots}
     )
-    task = manager.load([task_specification(choose(["terra"]))])["tasks"]["rsg_terra"]
+    task = manager.load(["rsg_terra"])["tasks"]["rsg_terra"]
     task.set_config("num_fewshot", shots)
     task.set_fewshot_seed(1)
     task.build_all_requests(
         apply_chat_template=True, fewshot_as_multiturn=True, chat_template=chat_model.apply_chat_template
     )
-    tokenizer = chat_model.tokenizer
+    tokenizer = chat_model.opened.tokenizer
     for instance in task.instances:
         context, continuation = instance.args
         assert continuation in (" да", " нет")
@@ -53,9 +54,9 @@ def test_a_chat_prompt_has_one_bos_and_a_space_before_the_choice(chat_model: Pla
 
 
 def test_auto_uses_the_template_where_there_is_one(chat_model: PlannedModel, tmp_path: Path) -> None:
-    assert uses_chat_template(chat_model.tokenizer, "auto")
-    assert not uses_chat_template(chat_model.tokenizer, "off")
+    assert chat_model.opened.template.applied
+    assert not chat_template(chat_model.opened.tokenizer, "off").applied
     base = load_tokenizer(make_tiny_gemma(tmp_path))
-    assert not uses_chat_template(base, "auto")
+    assert not chat_template(base).applied
     with pytest.raises(UserError, match="no chat template"):
-        uses_chat_template(base, "on")
+        chat_template(base, "on")

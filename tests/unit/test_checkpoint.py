@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from harness.errors import UserError
+from harness.files import whole_directory
 from harness.models.checkpoint import (
     ADAPTER,
     ADAPTER_CONFIG,
@@ -20,17 +21,29 @@ from harness.models.checkpoint import (
     FORMAT_VERSION,
     HEADS,
     BaseReference,
+    TrainingRecord,
+    ValidationRecord,
     head_descriptions,
     is_checkpoint,
     read_checkpoint,
     read_heads,
     write_checkpoint,
-    write_directory,
 )
 from harness.models.heads import make_layout
 
 LAYOUT = make_layout({"terra": "classification", "muserc": "sigmoid", "rucos": "ranking", "parus": "likelihood"})
 PROMPTS = {"terra": ("then", "aa"), "muserc": ("exam", "bb"), "rucos": ("gap", "cc"), "parus": ("because", "dd")}
+TRAINING = TrainingRecord(
+    recipe={"model": "embedded"},
+    step=150,
+    validation=ValidationRecord(limit=None, mean=0.5, figures={"terra": {"acc": 1 / 3}}),
+    data={"terra train": "ff"},
+    documents={"terra": 24},
+    versions={"python": "3.11"},
+    machine={"cores": 2},
+    git_commit=None,
+    command="rsg-harness train",
+)
 HASHED = (HEADS, ADAPTER, ADAPTER_CONFIG)
 
 
@@ -47,7 +60,7 @@ def written(directory: Path, **changes: Any) -> Path:
         "chat_template": True,
         "tasks": head_descriptions(LAYOUT, PROMPTS),
         "head_rows": LAYOUT.rows,
-        "training": {"step": 150, "validation": {"mean": 0.5, "figures": {"terra": {"acc": 1 / 3}}}},
+        "training": TRAINING,
         **changes,
     }
     tensors = {
@@ -77,7 +90,7 @@ def test_a_description_comes_back_as_it_was_written(checkpoint):
     assert found.format_version == FORMAT_VERSION
     assert (found.name, found.adaptation, found.frozen_layers, found.chat_template) == ("проба", "lora", 6, True)
     assert found.base == BaseReference(model="embedded", origin="wheel", sha256="ee")
-    assert found.training == {"step": 150, "validation": {"mean": 0.5, "figures": {"terra": {"acc": 1 / 3}}}}
+    assert found.training == TRAINING
     assert found.tasks == head_descriptions(LAYOUT, PROMPTS)
     assert found.layout() == LAYOUT
     assert set(found.files) == set(HASHED)
@@ -154,7 +167,7 @@ def test_a_damaged_file_is_named(checkpoint, name, damage, read):
 
 def test_a_missing_description_is_named(checkpoint):
     (checkpoint / DESCRIPTION).unlink()
-    with pytest.raises(UserError, match=f"cannot read {checkpoint / DESCRIPTION}"):
+    with pytest.raises(UserError, match=f"{checkpoint} holds no {DESCRIPTION}"):
         read_checkpoint(checkpoint)
 
 
@@ -201,6 +214,12 @@ def test_the_model_card_may_be_edited_or_left_out(checkpoint):
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
+def write_directory(directory: Path, contents: dict[str, bytes]) -> None:
+    with whole_directory(directory) as scratch:
+        for name, content in contents.items():
+            (scratch / name).write_bytes(content)
+
+
 def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException, after: int = 0) -> None:
     """Every `os.fsync` after the first few fails."""
     whole, done = os.fsync, []
@@ -231,7 +250,7 @@ def test_a_directory_can_be_read_by_others(tmp_path):
 @pytest.mark.parametrize("after", [0, 1])
 def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch, after):
     failing(monkeypatch, OSError(28, "No space left on device"), after)
-    with pytest.raises(UserError, match=f"cannot save {tmp_path / 'new'}: No space left on device") as caught:
+    with pytest.raises(UserError, match=f"cannot write {tmp_path / 'new'}: No space left on device") as caught:
         write_directory(tmp_path / "new", {"a": b"1", "b": b"2"})
     assert "free some space" in caught.value.hint
     assert list(tmp_path.iterdir()) == []
@@ -246,7 +265,7 @@ def test_an_interrupted_writing_leaves_nothing_behind(tmp_path, monkeypatch):
 
 def test_a_checkpoint_that_does_not_fit_the_disk_leaves_nothing_behind(tmp_path, monkeypatch):
     failing(monkeypatch, OSError(28, "No space left on device"), after=2)
-    with pytest.raises(UserError, match="cannot save"):
+    with pytest.raises(UserError, match="cannot write"):
         written(tmp_path / "checkpoint")
     assert list(tmp_path.iterdir()) == []
 
@@ -266,7 +285,7 @@ def test_the_directory_is_not_there_before_it_is_whole(tmp_path, monkeypatch):
 
 def test_a_file_in_the_parents_place_is_a_user_error(tmp_path):
     (tmp_path / "parent").write_text("here")
-    with pytest.raises(UserError, match="cannot save"):
+    with pytest.raises(UserError, match="cannot write"):
         write_directory(tmp_path / "parent" / "new", {"a": b"1"})
     assert [path.name for path in tmp_path.iterdir()] == ["parent"]
     assert (tmp_path / "parent").read_text() == "here"
@@ -274,7 +293,7 @@ def test_a_file_in_the_parents_place_is_a_user_error(tmp_path):
 
 def test_a_directory_that_is_there_already_stays_as_it_was(checkpoint, tmp_path):
     shutil.copytree(checkpoint, tmp_path / "copy")
-    with pytest.raises(UserError, match="cannot save"):
+    with pytest.raises(UserError, match="cannot write"):
         written(checkpoint, name="другая")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "copy"]
     for path in (tmp_path / "copy").iterdir():

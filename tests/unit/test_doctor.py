@@ -87,7 +87,7 @@ def test_without_mlx_its_backends_say_so(machine):
 def test_without_torch_nothing_runs_but_the_report_is_still_made(machine):
     machine(torch="PyTorch is not installed")
     assert set(here().values()) == {"no: PyTorch is not installed"}
-    assert found("devices") == ("PyTorch is not installed", "pip install 'torch>=2.11'")
+    assert found("devices of torch") == ("PyTorch is not installed", "pip install 'torch>=2.11'")
 
 
 def test_a_torch_that_cannot_be_loaded_is_a_finding(monkeypatch):

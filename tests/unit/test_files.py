@@ -41,7 +41,9 @@ def test_an_existing_empty_directory_is_replaced_and_a_full_one_stays(tmp_path):
     with whole_directory(tmp_path / "empty") as scratch:
         (scratch / "part").write_text("да")
     assert (tmp_path / "empty" / "part").exists()
-    with whole_directory(tmp_path / "empty") as scratch:  # another process was faster
+    with whole_directory(tmp_path / "empty", exist_ok=True) as scratch:  # another process was faster
+        (scratch / "other").write_text("нет")
+    with pytest.raises(UserError, match="cannot write"), whole_directory(tmp_path / "empty") as scratch:
         (scratch / "other").write_text("нет")
     assert [path.name for path in (tmp_path / "empty").iterdir()] == ["part"]
 

@@ -11,45 +11,42 @@ import scipy.special
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.data import LABELS, TASKS
 from harness.errors import UserError
-from harness.models.heads import (
-    DEFAULT_KINDS,
-    HeadKind,
-    Heads,
-    allowed_kinds,
-    head_of,
-    head_sequences,
-    log_softmax,
-    make_layout,
-)
+from harness.models.heads import Heads, head_sequences, log_softmax, make_layout
 from harness.scoring.encoding import TextEncoder, encode_pairs
+from harness.tasks import RUSSIAN_SUPERGLUE, HeadKind, get_task, trainable_tasks
 from tests.tiny_gemma import make_tiny_tokenizer
 
 TOKENIZER = make_tiny_tokenizer()
 ENCODER = TextEncoder(TOKENIZER)
-TRAINED = tuple(DEFAULT_KINDS)
+TRAINED = trainable_tasks()
 
 layouts = st.permutations(TRAINED).flatmap(
-    lambda tasks: st.fixed_dictionaries({task: st.sampled_from(allowed_kinds(task)) for task in tasks})
+    lambda tasks: st.fixed_dictionaries({task: st.sampled_from(get_task(task).head_kinds) for task in tasks})
 )
 
 # --- which head -------------------------------------------------------------------------------------------------------
 
 
 def test_lidirus_is_answered_by_the_head_of_terra_and_all_others_by_their_own():
-    assert {task: head_of(task) for task in TASKS} == {task: task for task in TASKS} | {"lidirus": "terra"}
+    assert {task: get_task(task).head_owner for task in RUSSIAN_SUPERGLUE} == {
+        task: task for task in RUSSIAN_SUPERGLUE
+    } | {"lidirus": "terra"}
 
 
 @pytest.mark.parametrize("task", TRAINED)
 def test_every_tasks_usual_head_is_one_it_may_have(task):
-    assert DEFAULT_KINDS[task] in allowed_kinds(task)
-    assert set(allowed_kinds(task)) <= set(get_args(HeadKind))
+    assert get_task(task).head in get_task(task).head_kinds
+    assert set(get_task(task).head_kinds) <= set(get_args(HeadKind))
 
 
 def test_only_tasks_with_two_labels_may_have_a_sigmoid_and_only_those_without_words_of_their_own_are_ranked():
-    assert {task for task in TRAINED if "sigmoid" in allowed_kinds(task)} == set(TRAINED) - {"rcb", "parus", "rucos"}
-    assert {task for task in TRAINED if "ranking" in allowed_kinds(task)} == {"parus", "rucos"}
+    assert {task for task in TRAINED if "sigmoid" in get_task(task).head_kinds} == set(TRAINED) - {
+        "rcb",
+        "parus",
+        "rucos",
+    }
+    assert {task for task in TRAINED if "ranking" in get_task(task).head_kinds} == {"parus", "rucos"}
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
@@ -66,7 +63,7 @@ def test_rows_of_heads_are_disjoint_and_leave_the_first_one_free(kinds):
 def test_every_choice_is_scored_by_a_row_of_its_own_task_or_by_the_constant(kinds):
     layout = make_layout(kinds)
     for task, kind in kinds.items():
-        rows = [layout.row(task, choice) for choice in range(len(LABELS[task]) or 4)]
+        rows = [layout.row(task, choice) for choice in range(len(get_task(task).labels) or 4)]
         own = list(layout.rows_of(task))
         if kind == "classification":
             assert rows == own

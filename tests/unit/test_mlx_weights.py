@@ -144,7 +144,7 @@ def test_weights_quantised_by_another_library_are_refused():
 
 def test_no_bits_means_no_conversion(tiny, tmp_path):
     assert convert(tiny, tmp_path, bits=None) == tiny
-    assert not list(tmp_path.iterdir())
+    assert not list((tmp_path / "mlx").iterdir())
 
 
 def test_a_conversion_equals_that_of_mlx_lm_bit_for_bit_and_is_made_once(tiny, tmp_path, monkeypatch, capsys):
@@ -165,7 +165,7 @@ def test_a_conversion_equals_that_of_mlx_lm_bit_for_bit_and_is_made_once(tiny, t
     monkeypatch.setattr(mlx_lm, "convert", None)
     assert convert(tiny, tmp_path / "cache", bits=3, group_size=32) == converted
     assert convert(converted, tmp_path / "cache", bits=3, group_size=32) == converted
-    assert [place.name for place in (tmp_path / "cache").iterdir()] == [converted.name]
+    assert [place.name for place in (tmp_path / "cache" / "mlx").iterdir()] == [converted.name]
 
 
 @pytest.mark.parametrize("other", [{"bits": 8}, {"group_size": 32}, {"bits": None}])
@@ -197,7 +197,7 @@ def test_a_failed_conversion_leaves_nothing_behind(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(mlx_lm, "convert", fail)
     with pytest.raises(RuntimeError, match="disk is full"):
         convert(tiny, tmp_path)
-    assert not list(tmp_path.iterdir())
+    assert not list((tmp_path / "mlx").iterdir())
 
 
 def test_the_slower_of_two_conversions_takes_the_result_of_the_faster(tiny, tmp_path, monkeypatch):
@@ -213,7 +213,7 @@ def test_the_slower_of_two_conversions_takes_the_result_of_the_faster(tiny, tmp_
     monkeypatch.setattr(mlx_lm, "convert", overtaken)
     converted = convert(tiny, tmp_path)
     assert len(depth) == 2
-    assert list(tmp_path.iterdir()) == [converted]
+    assert list((tmp_path / "mlx").iterdir()) == [converted]
     assert (converted / "model.safetensors").is_file()
 
 
