@@ -26,7 +26,7 @@ def test_two_processes_give_the_record_of_one(
     assert alone.returncode == 0, alone.stderr
     shared = launch(environment, tmp_path, *model, "--output", tmp_path / "shared")
     assert shared.returncode == 0, shared.stderr
-    assert shared.stdout.count("figure × 100") == 1
+    assert shared.stdout.count("score × 100") == 1
 
     one, two = read_run(tmp_path / "alone"), read_run(tmp_path / "shared")
     assert (one.processes, two.processes) == (1, 2)
