@@ -1,4 +1,4 @@
-"""`rsg-harness adapt` through the real command: what it writes, what runs and trains it, what it refuses."""
+"""`rsg-harness adapt`: the models that it writes run and train, a killed one continues, bad input is refused."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ import re
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from harness.records.adaptation import read_adaptation
 from harness.records.run import read_run, read_samples
 from tests.integration.command import RSG_HARNESS, Command
-from tests.integration.training import call, write_recipe
+from tests.integration.training import write_recipe
 from tests.russian_tokenizer import make_russian_gemma
 
 
@@ -26,10 +29,19 @@ def russian_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """A few words of the mini set's, so that pruning drops many tokens."""
+    """Return a corpus of few different words, so that pruning drops many tokens."""
     path = tmp_path / "corpus.txt"
     path.write_text("\n".join(f"Это предложение номер {number}, и оно короткое." for number in range(400)))
     return path
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Compute with one thread, as the process does whose work is continued here."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def test_a_pruned_model_answers_as_before_where_its_tokens_are_kept(
@@ -38,9 +50,10 @@ def test_a_pruned_model_answers_as_before_where_its_tokens_are_kept(
     done = rsg_harness("adapt", "--model", russian_model, "--corpus", "rsg", "--prune", "--output", "pruned")
     assert done.returncode == 0, done.stderr
     assert re.search(r"rows of the vocabulary +1,\d\d\d +(1,0|9)\d+ +-", done.stdout), done.stdout
-    record = json.loads((tmp_path / "pruned" / "adaptation.json").read_text())
-    assert record["rows"]["kept"] < record["rows"]["before"]
-    assert record["held_out"]["after"]["tokens_per_word"] >= record["held_out"]["before"]["tokens_per_word"]
+    record = read_adaptation(tmp_path / "pruned")
+    assert record.rows.kept < record.rows.before
+    assert record.held_out.after.tokens_per_word >= record.held_out.before.tokens_per_word
+    assert record.held_out.before_training is None
     samples = []
     for number, model in enumerate((russian_model, tmp_path / "pruned")):
         run = rsg_harness(
@@ -54,20 +67,19 @@ def test_a_pruned_model_answers_as_before_where_its_tokens_are_kept(
     assert sum(same) > 0.9 * len(same)
 
 
-def test_an_adapted_model_runs_on_mlx_and_trains(
-    rsg_harness: Command, russian_model: Path, tmp_path: Path, environment: dict[str, str]
-) -> None:
+@pytest.mark.slow
+def test_an_adapted_model_runs_on_mlx_and_trains(rsg_harness: Command, russian_model: Path, tmp_path: Path) -> None:
     done = rsg_harness(
         "adapt", "--model", russian_model, "--corpus", "rsg", "--prune", "--min-count", "3", "--new-tokens", "40",
         "--row-steps", "3", "--lora-steps", "2", "--output", "adapted",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    record = json.loads((tmp_path / "adapted" / "adaptation.json").read_text())
-    held_out = record["held_out"]
-    assert held_out["after"]["tokens_per_word"] < held_out["before_training"]["tokens_per_word"] + 1e-9
-    assert held_out["after"]["bits_per_character"] < held_out["before_training"]["bits_per_character"]
+    held_out = read_adaptation(tmp_path / "adapted").held_out
+    assert held_out.before_training is not None
+    assert held_out.after.tokens_per_word < held_out.before_training.tokens_per_word + 1e-9
+    assert held_out.after.bits_per_character < held_out.before_training.bits_per_character
     assert (tmp_path / "adapted" / "README.md").read_text().count("Gemma Terms of Use") == 1
-    figures = []
+    scores = []
     for number, settings in enumerate((("torch", "auto"), ("mlx-fp16", "mlx"))):
         backend, execution = settings
         run = rsg_harness(
@@ -75,8 +87,8 @@ def test_an_adapted_model_runs_on_mlx_and_trains(
             "--tasks", "terra,muserc", "--limit", "4", "--output", f"run{number}",
         )  # fmt: skip
         assert run.returncode == 0, run.stderr
-        figures.append([list(sample.scores) for sample in read_samples(tmp_path / f"run{number}")])
-    assert all(one == pytest.approx(other, abs=0.05) for one, other in zip(*figures, strict=True))
+        scores.append([list(sample.scores) for sample in read_samples(tmp_path / f"run{number}")])
+    assert all(one == pytest.approx(other, abs=0.05) for one, other in zip(*scores, strict=True))
     from mlx_lm import load
 
     text = "Привет, мир!\n\n日本語"
@@ -84,19 +96,18 @@ def test_an_adapted_model_runs_on_mlx_and_trains(
     assert load(str(tmp_path / "adapted"))[1].encode(text) == tokenizer(text).input_ids
     assert AutoTokenizer.from_pretrained(tmp_path / "adapted")(text).input_ids == tokenizer(text).input_ids
     recipe = write_recipe(tmp_path, russian_model, steps=2, evaluate_every=2, save_every=2)
-    trained = call(
-        environment, "train", "--recipe", recipe, "--model", tmp_path / "adapted", "--output", tmp_path / "trained"
-    )
+    trained = rsg_harness("train", "--recipe", recipe, "--model", tmp_path / "adapted", "--output", "trained")
     assert trained.returncode == 0, trained.stderr
     description = json.loads((tmp_path / "trained" / "rsg_checkpoint.json").read_text())
     assert description["base"]["model"] == str(tmp_path / "adapted")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_keeps_its_heads_when_it_is_pruned(
-    rsg_harness: Command, russian_model: Path, tmp_path: Path, environment: dict[str, str]
+    rsg_harness: Command, russian_model: Path, tmp_path: Path
 ) -> None:
     recipe = write_recipe(tmp_path, russian_model, steps=2, evaluate_every=2, save_every=2)
-    trained = call(environment, "train", "--recipe", recipe, "--output", tmp_path / "small")
+    trained = rsg_harness("train", "--recipe", recipe, "--output", "small")
     assert trained.returncode == 0, trained.stderr
     done = rsg_harness("adapt", "--model", "small", "--corpus", "rsg", "--prune", "--output", "pruned")
     assert done.returncode == 0, done.stderr
@@ -120,11 +131,13 @@ def test_a_checkpoint_keeps_its_heads_when_it_is_pruned(
     assert run.returncode == 0, run.stderr
 
 
-def test_a_killed_pretraining_goes_on_with_the_same_numbers(
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_a_killed_pretraining_continues_with_the_same_numbers(
     rsg_harness: Command, russian_model: Path, tmp_path: Path, environment: dict[str, str]
 ) -> None:
     settings = (
-        "adapt", "--model", str(russian_model), "--corpus", "rsg", "--new-tokens", "30", "--row-steps", "60",
+        "adapt", "--model", str(russian_model), "--corpus", "rsg", "--new-tokens", "30", "--row-steps", "30",
         "--lora-steps", "10", "--output",
     )  # fmt: skip
     whole = rsg_harness(*settings, "whole")

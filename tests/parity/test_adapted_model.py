@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,12 @@ from tokenizers import Tokenizer
 from transformers import Gemma3ForCausalLM, PreTrainedTokenizerFast
 
 from harness.adaptation import tokenizer_file
-from harness.adaptation.likelihood import text_figures
+from harness.adaptation.likelihood import measure_texts
 from harness.adaptation.merges import learn_merges
 from harness.adaptation.model_files import write_model
 from harness.adaptation.new_rows import start_rows
-from harness.adaptation.pretrain import Pretraining, Rows, pretrain
+from harness.adaptation.options import Pretraining
+from harness.adaptation.pretrain import Rows, pretrain
 from tests.russian_tokenizer import make_russian_gemma, mini_texts
 
 NEW = 60
@@ -30,7 +32,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def kept(source: Path) -> list[int]:
-    """Rows that some of the texts use, and what belongs to them."""
+    """Return the rows that some of the texts use, and those that they are derived from."""
     tokenizer = tokenizer_file.read_tokenizer(source)
     encoded = Tokenizer.from_file(str(source / "tokenizer.json")).encode_batch(list(mini_texts()[:40]))
     used = {number for encoding in encoded for number in encoding.ids}
@@ -95,7 +97,7 @@ def test_new_rows_stand_behind_the_old_ones(source: Path, extended: Path) -> Non
 def test_a_token_without_a_row_gets_one_that_nobody_reads(
     source: Path, kept: list[int], tmp_path: Path, prunes: bool
 ) -> None:
-    """As Gemma-3's token for images, which stands behind the last row of its text models."""
+    """Gemma-3's token for images is such a one: its id is past the last row of the text models."""
     tokenizer = tokenizer_file.read_tokenizer(source)
     rows = tokenizer_file.size(tokenizer)
     image = {**tokenizer["added_tokens"][0], "id": rows, "content": "<image_soft_token>"}
@@ -110,7 +112,7 @@ def test_a_token_without_a_row_gets_one_that_nobody_reads(
 
 def test_bits_a_character_are_those_of_a_plain_forward_pass(extended: Path) -> None:
     texts = mini_texts()[:6]
-    found = text_figures(extended, texts, lambda what, total: lambda done: None, dtype="float32")
+    found = measure_texts(extended, texts, "texts", dtype="float32")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(extended)
     nats = tokens = 0
     for text in texts:
@@ -145,12 +147,10 @@ def test_the_loss_and_its_gradient_are_those_of_transformers(source: Path, exten
 def test_pretraining_lowers_the_loss_and_leaves_old_rows_alone(
     source: Path, extended: Path, tmp_path: Path, plan: Pretraining
 ) -> None:
-    import shutil
-
     model_dir = tmp_path / "model"
     shutil.copytree(extended, model_dir)
     first = tokenizer_file.size(json.loads((source / "tokenizer.json").read_text()))
-    pretrain(model_dir, first, mini_texts(), plan, tmp_path / "work", lambda steps: lambda step, text: None)
+    pretrain(model_dir, first, mini_texts(), plan, tmp_path / "work")
     before, after = (Gemma3ForCausalLM.from_pretrained(path).state_dict() for path in (extended, model_dir))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     embedding = {"model.embed_tokens.weight", "lm_head.weight"}
@@ -159,8 +159,5 @@ def test_pretraining_lowers_the_loss_and_leaves_old_rows_alone(
     old, new = (state["model.embed_tokens.weight"] for state in (before, after))
     assert torch.equal(old[:first], new[:first])
     texts = mini_texts()[:40]
-    bits = [
-        text_figures(path, texts, lambda what, total: lambda done: None).bits_per_character
-        for path in (extended, model_dir)
-    ]
+    bits = [measure_texts(path, texts, "texts").bits_per_character for path in (extended, model_dir)]
     assert bits[1] < bits[0]
