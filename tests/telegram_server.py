@@ -142,7 +142,7 @@ class TelegramServer:
                 left = deadline - time.monotonic()
                 if left <= 0 or not self.changed.wait(left):
                     seen = {user: [shown.text[-80:] for shown in chat[-3:]] for user, chat in self.chats.items()}
-                    raise AssertionError(f"waited {seconds} s in vain; the last messages: {seen}")
+                    raise AssertionError(f"nothing after {seconds} s; the last messages: {seen}")
             return found
 
     def ask(self, user: int, text: str, until: str = "", seconds: float = 30, **options: Any) -> str:

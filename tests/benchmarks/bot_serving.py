@@ -13,12 +13,12 @@ import time
 from itertools import cycle, islice
 
 import numpy as np
-from harness.models.open import open_model
 
 from harness.bot.events import QuestionJob
 from harness.bot.serving import ModelWorker, label
 from harness.data import cached_split
 from harness.evaluation.predict import Predictor
+from harness.models.open import open_model
 from harness.models.options import ModelOptions
 
 WARM_UP = 4

@@ -1,9 +1,9 @@
-"""A task of one's own is one YAML and one Python file: it runs, trains and predicts."""
+"""A task of one's own is one YAML and one Python file: it runs, trains, predicts, and can be asked in the bot."""
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from harness.tasks import registry
 from tests.integration.command import Command
 from tests.integration.training import RECIPE
 
-PYTHON = '''
+PYTHON = """
 from harness.tasks import Document, InputField, Task, register
 from harness.tasks.document import BinaryLabel, Index
 from harness.tasks.metrics import accuracy_metrics
@@ -38,7 +38,7 @@ register(
         passage="text",
     )
 )
-'''
+"""
 YAML = r"""# Sentiment: is the sentence glad?
 task: sentiment
 dataset_kwargs: {task: sentiment}
@@ -77,7 +77,7 @@ SAD = ("Мы проиграли.", "Сын уехал надолго.", "Отп�
 
 
 @pytest.fixture
-def own_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, Path]]:
+def own_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     """The directory of the task, and that of its data."""
     monkeypatch.setattr(registry, "_tasks", dict(registry._tasks))
     monkeypatch.setattr(registry, "_directories", [])
@@ -86,15 +86,20 @@ def own_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[
     data.mkdir(parents=True)
     (directory / "sentiment.py").write_text(PYTHON, encoding="utf-8")
     (directory / "sentiment.yaml").write_text(YAML, encoding="utf-8")
-    rows = [{"text": text, "label": label} for label, texts in (("positive", GLAD), ("negative", SAD)) for text in texts]
+    labelled = {"positive": GLAD, "negative": SAD}
+    rows = [{"text": text, "label": label} for label, texts in labelled.items() for text in texts]
     lines = [json.dumps({"idx": number, **row}, ensure_ascii=False) + "\n" for number, row in enumerate(rows)]
     for name in ("train.jsonl", "val.jsonl"):
         (data / name).write_text("".join(lines), encoding="utf-8")
-    yield directory, data.parent
+    return directory, data.parent
 
 
 def test_it_runs_trains_and_predicts(
-    own_task: tuple[Path, Path], rsg_harness: Command, float32_model: Path, tmp_path: Path
+    own_task: tuple[Path, Path],
+    rsg_harness: Command,
+    float32_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     directory, data = own_task
     include = ("--include-path", directory)
@@ -130,6 +135,12 @@ def test_it_runs_trains_and_predicts(
     assert answer.returncode == 0, answer.stderr
     assert "positive" in answer.stdout
     assert "да" in answer.stdout
+
+    monkeypatch.setattr("sys.stdin", io.StringIO("/tasks\n10\nМы рады.\n"))
+    talked = rsg_harness("bot", "--console", *include, "--model", tmp_path / "checkpoint")
+    assert talked.returncode == 0, talked.stderr
+    assert "Пришлите поле «text» (a sentence)." in talked.stdout
+    assert " % positive" in talked.stdout
 
 
 def test_a_file_that_cannot_be_loaded_is_one_line(own_task: tuple[Path, Path], rsg_harness: Command) -> None:

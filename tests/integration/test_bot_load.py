@@ -27,7 +27,8 @@ pytestmark = pytest.mark.slow
 
 @dataclass
 class User:
-    """Writes what is in `left`, each message when the one before was answered; again where the bot was still busy."""
+    """A user who sends the messages in `left` one by one, each after the last was answered, and repeats one where the
+    bot was still busy."""
 
     id: int
     left: list[str]
@@ -40,7 +41,7 @@ class User:
 
 
 def script(user: int, rng: random.Random) -> list[str]:
-    """Ten messages: a dialogue, a question of a task field by field, and commands, in mixed order."""
+    """Return ten messages: a dialogue, a question of a task field by field, and commands, in random order."""
     parts = [
         [f"/new_dialogue беседа {user}", *(f"Я {user}, спрашиваю {number}" for number in range(3))],
         ["/tasks", "press:TERRa", f"Посылка номер {user}.", f"Вывод номер {user}."],
@@ -51,13 +52,13 @@ def script(user: int, rng: random.Random) -> list[str]:
     return [message for part in parts for message in part]
 
 
-# Start of a message -> what its answer holds.
+# Start of a message -> part of its answer.
 ANSWERS = {"/new": "Беседа «", "/tasks": "Какую", "press": "TERRa. ", "Пос": "гипотезу", "Выв": "█", "/mod": "бэкенд",
            "/help": "/cancel —"}  # fmt: skip
 
 
 def is_answered(chat: list[Shown], message: str, stored: set[str]) -> bool:
-    """A turn of a dialogue counts as answered when a user could know of it: the store is ahead of the screen."""
+    """Say whether a message was answered; a turn of a dialogue is once it is stored, which is before it is shown."""
     if message.startswith("Я "):
         return message in stored
     answer = next(answer for start, answer in ANSWERS.items() if message.startswith(start))
@@ -65,7 +66,7 @@ def is_answered(chat: list[Shown], message: str, stored: set[str]) -> bool:
 
 
 def write_next(server: TelegramServer, user: User, stored: set[str]) -> bool:
-    """Writes the user's next message if the last one is answered. Gives whether there is nothing left to do."""
+    """Send the user's next message if the last one was answered; return whether none is left."""
     with server.changed:
         chat = list(server.chats[user.id])
     if sum(shown.text == BUSY for shown in chat) > user.repeats:
@@ -88,13 +89,13 @@ def write_next(server: TelegramServer, user: User, stored: set[str]) -> bool:
 def drive(
     server: TelegramServer, path: Path, users: list[User], seconds: float, enough: Callable[[], bool] = bool
 ) -> None:
-    """Lets all write until they are done, or until it is enough."""
+    """Let all users write until they are done or `enough` returns True."""
     deadline = time.monotonic() + seconds
     waiting = list(users)
     while waiting and not enough():
         stored = {str(question) for (question,) in rows(path, "SELECT question FROM turns")}
         waiting = [user for user in waiting if not write_next(server, user, stored)]
-        assert time.monotonic() < deadline, f"{len(waiting)} users wait in vain, e.g. {waiting[0]}"
+        assert time.monotonic() < deadline, f"{len(waiting)} users still wait, e.g. {waiting[0]}"
         time.sleep(0.02)
 
 
@@ -125,7 +126,7 @@ def server() -> Iterator[TelegramServer]:
 
 @pytest.fixture
 def bots() -> Iterator[list[subprocess.Popen[str]]]:
-    """Started bots; none outlives its test."""
+    """Bots that a test has started; they are killed when it ends."""
     started: list[subprocess.Popen[str]] = []
     yield started
     for bot in started:

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness.models.open import open_model
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,6 +21,7 @@ from harness.bot.telegram import split_text
 from harness.bot.texts import LANGUAGES, default_language
 from harness.errors import UserError
 from harness.evaluation.predict import Answer, Predictor
+from harness.models.open import open_model
 from harness.models.options import ModelOptions
 from harness.progress import restored_output, show_output
 from harness.tasks import RUSSIAN_SUPERGLUE, InputField, Task, get_task

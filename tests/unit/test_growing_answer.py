@@ -8,7 +8,7 @@ from adapters.text import GrowingAnswer, cut_at_stop
 
 
 def shown_for(stop: tuple[str, ...], *wholes: str) -> tuple[list[str], str, list[bool]]:
-    """(what was reported, the final text, whether each update found a stop string)."""
+    """Return what was reported, the final text, and whether each update found a stop string."""
     shown: list[str] = []
     answer = GrowingAnswer(stop, shown.append)
     stopped = [answer.update(whole) for whole in wholes]
