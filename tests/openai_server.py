@@ -1,6 +1,6 @@
-"""A stand-in for an OpenAI-compatible server on loopback, in a process of its own: three servers' shapes, and faults.
+"""A stand-in for an OpenAI-compatible server on loopback, in a thread: three servers' shapes, and faults on demand.
 
-Its teacher answers with the word that a function of the prompt picks, so that a test can say what must come out.
+Its teacher answers with the word that a function of the prompt picks, so that a test can compute the expected answer.
 """
 
 from __future__ import annotations
@@ -8,16 +8,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
-import multiprocessing
-from collections import Counter
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from multiprocessing.managers import SyncManager
+from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
 
 TEACHER = "stand-in"
+_KEPT_BODIES = 1000
 
 
 @dataclass(frozen=True)
@@ -25,18 +24,18 @@ class Behaviour:
     """How the server answers.
 
     Attributes:
-        shape: whose log-probabilities: vllm, llama.cpp, mlx, or none.
-        texts: the answers, picked by the prompt's hash; {"{hash}"} in one is replaced by it.
-        probability: that the said first token has; the others of `words` share the rest but a tenth.
-        words: the first tokens that have a probability.
-        faults: in turn, for the first questions: a status, hang, drop, half, garbage, nothing; "" for a good answer.
-        dead_after: questions, from which on all are met with status 500.
-        retry_after: seconds, sent with every status.
+        shape: The server whose log-probabilities it imitates: vllm, llama.cpp, mlx, or none.
+        texts: The answers, picked by the prompt's hash; {"{hash}"} in one is replaced by it.
+        probability: Of the first token of the answer; the others of `words` share the rest but a tenth.
+        words: The first tokens that have a probability.
+        faults: For the first questions in turn: a status, hang, drop, half, garbage, nothing; "" for a good answer.
+        dead_after: Questions after which every one gets status 500.
+        retry_after: Seconds, sent with every status.
         finish: finish_reason.
-        refused: pieces of prompts that are answered with status 400.
-        most_logprobs: tokens a position that may be asked for.
-        key: that is asked for; "" for none.
-        seconds: that an answer takes.
+        refused: Pieces of prompts that get status 400.
+        most_logprobs: Tokens a position that may be asked for.
+        key: The key that is required; "" for none.
+        seconds: Time that an answer takes.
     """
 
     shape: str = "vllm"
@@ -53,91 +52,55 @@ class Behaviour:
     seconds: float = 0.0
 
 
-@dataclass
 class OpenAIServer:
     """Serves until the with block ends.
 
     Attributes:
-        behaviour: fixed at the start.
+        bodies: The questions that came, probes included; only the first thousand are kept.
+        times: When each of these came, in seconds of the server's clock.
+        requests: Number of questions that came.
+        most_at_once: The most questions in flight.
     """
 
-    behaviour: Behaviour = field(default_factory=Behaviour)
+    def __init__(self, behaviour: Behaviour | None = None) -> None:
+        self._behaviour = behaviour or Behaviour()
+        self._faults = list(self._behaviour.faults)
+        self.bodies: list[dict[str, Any]] = []
+        self.times: list[float] = []
+        self.requests = 0
+        self.most_at_once = 0
+        self._open = 0
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
 
     def __enter__(self) -> OpenAIServer:
-        context = multiprocessing.get_context("spawn")
-        self._manager: SyncManager = context.Manager()
-        self._bodies = self._manager.list()
-        self._numbers = self._manager.dict()
-        ready = context.Queue()
-        self._process = context.Process(
-            target=_serve, args=(self.behaviour, ready, self._bodies, self._numbers), daemon=True
-        )
-        self._process.start()
-        self.port = ready.get(timeout=60)
+        self._thread.start()
+        assert self._ready.wait(60)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.join()
-        self._manager.shutdown()
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1"
+        return f"http://127.0.0.1:{self._port}/v1"
 
-    @property
-    def bodies(self) -> list[dict[str, Any]]:
-        """The questions that came, probes included; only the first thousand are kept."""
-        return list(self._bodies)
-
-    @property
-    def most_at_once(self) -> int:
-        return self._numbers.get("most", 0)
-
-    @property
-    def requests(self) -> int:
-        return self._numbers.get("requests", 0)
-
-    @property
-    def times(self) -> list[float]:
-        """When each of these came, in seconds of the server's clock."""
-        return list(self._numbers.get("times", []))
-
-
-def picked(prompt: str, texts: Sequence[str]) -> str:
-    """The answer that the stand-in gives to a prompt."""
-    digest = hashlib.sha256(prompt.encode()).hexdigest()
-    return texts[int(digest, 16) % len(texts)].replace("{hash}", digest[:12])
-
-
-def _serve(behaviour: Behaviour, ready: Any, bodies: Any, numbers: Any) -> None:
-    asyncio.run(_Serving(behaviour, bodies, numbers).run(ready))
-
-
-class _Serving:
-    def __init__(self, behaviour: Behaviour, bodies: Any, numbers: Any) -> None:
-        self._behaviour = behaviour
-        self._bodies, self._numbers = bodies, numbers
-        self._kept = 0
-        self._faults = list(behaviour.faults)
-        self._now: Counter[str] = Counter()
-        self._times: list[float] = []
-
-    async def run(self, ready: Any) -> None:
+    async def _serve(self) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         app = web.Application()
         app.router.add_get("/v1/models", self._models)
         app.router.add_post("/v1/chat/completions", self._ask)
         app.router.add_post("/v1/completions", self._ask)
-        runner = web.AppRunner(app, access_log=None)
+        # Hanging questions are cut off at the end.
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.01)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
-        ready.put(site._server.sockets[0].getsockname()[1])  # type: ignore[union-attr]
-        while True:
-            await asyncio.sleep(0.05)
-            self._numbers["most"] = self._now["most"]
-            self._numbers["requests"] = self._now["requests"]
-            self._numbers["times"] = self._times
+        self._port: int = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
+        self._ready.set()
+        await self._stop.wait()
+        await runner.cleanup()
 
     async def _models(self, request: web.Request) -> web.Response:
         return self._refusal(request) or web.json_response({"data": [{"id": TEACHER}]})
@@ -145,20 +108,19 @@ class _Serving:
     def _refusal(self, request: web.Request) -> web.Response | None:
         sent = request.headers.get("Authorization", "").removeprefix("Bearer ")
         if self._behaviour.key and sent != self._behaviour.key:
-            # As OpenAI's does, with what came repeated.
+            # OpenAI's server repeats the key too.
             return web.json_response({"error": {"message": f"Incorrect API key provided: {sent}"}}, status=401)
         return None
 
     async def _ask(self, request: web.Request) -> web.StreamResponse:
         behaviour = self._behaviour
         body = await request.json()
-        self._now["requests"] += 1
-        if self._kept < 1000:
-            self._kept += 1
-            self._times.append(asyncio.get_running_loop().time())
-            self._bodies.append(body)
-        self._now["open"] += 1
-        self._now["most"] = max(self._now["most"], self._now["open"])
+        self.requests += 1
+        if len(self.bodies) < _KEPT_BODIES:
+            self.times.append(self._loop.time())
+            self.bodies.append(body)
+        self._open += 1
+        self.most_at_once = max(self.most_at_once, self._open)
         try:
             if behaviour.seconds:
                 await asyncio.sleep(behaviour.seconds)
@@ -166,11 +128,11 @@ class _Serving:
             if refusal is not None:
                 return refusal
             fault = self._faults.pop(0) if self._faults else ""
-            if behaviour.dead_after is not None and self._now["requests"] > behaviour.dead_after:
+            if behaviour.dead_after is not None and self.requests > behaviour.dead_after:
                 fault = "500"
             return await self._faulty(request, fault) if fault else self._answer(body, "messages" in body)
         finally:
-            self._now["open"] -= 1
+            self._open -= 1
 
     async def _faulty(self, request: web.Request, fault: str) -> web.StreamResponse:
         if fault.isdigit():
@@ -182,7 +144,7 @@ class _Serving:
         if fault == "drop":
             assert request.transport is not None
             request.transport.abort()
-            return web.Response()  # which nobody gets
+            return web.Response()  # nobody receives it
         if fault == "half":
             response = web.StreamResponse(headers={"Content-Type": "application/json", "Content-Length": "1000"})
             await response.prepare(request)
@@ -217,7 +179,7 @@ class _Serving:
         return web.json_response({"choices": [choice], "usage": usage})
 
     def _logprobs(self, text: str, chat: bool) -> dict[str, Any]:
-        """One position: the said word, and the others of `words` with what is left but a tenth."""
+        """Return one position: the answer's word, and the others of `words`, which share the rest but a tenth."""
         behaviour = self._behaviour
         others = [word for word in behaviour.words if word != text]
         share = (0.9 - behaviour.probability) / max(1, len(others))
@@ -236,3 +198,9 @@ class _Serving:
             }
         tokens = [{"token": word, "logprob": value, "bytes": list(word.encode())} for word, value in shown]
         return {"content": [{**tokens[0], "top_logprobs": tokens}]}
+
+
+def picked(prompt: str, texts: Sequence[str]) -> str:
+    """Return the answer that the stand-in gives to a prompt."""
+    digest = hashlib.sha256(prompt.encode()).hexdigest()
+    return texts[int(digest, 16) % len(texts)].replace("{hash}", digest[:12])

@@ -1,4 +1,4 @@
-"""`rsg-harness distill` against a real `mlx_lm.server`, whose soft labels are those of transformers."""
+"""`rsg-harness distill` against a real `mlx_lm.server`: the soft labels are those that transformers computes."""
 
 from __future__ import annotations
 
@@ -20,10 +20,13 @@ import torch
 from harness.data import cached_split
 from harness.distillation.lines import LabelLine, read_lines
 from harness.distillation.options import DistillOptions, chosen_tasks
-from harness.distillation.prompts import Item, Renderer
-from harness.tasks.rendering import chat_text, load_tasks
-from tests.integration.training import call
+from harness.distillation.prompts import Question, Renderer
+from harness.models.chat import chat_template
+from harness.tasks.rendering import load_tasks
+from tests.integration.command import call_here
 from tests.tiny_gemma import WHOLE_WORDS, make_tiny_gemma
+
+pytestmark = pytest.mark.slow
 
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<start_of_turn>user\n{{ message['content'] }}<end_of_turn>\n"
@@ -33,29 +36,30 @@ ROWS = [document.row() for document in cached_split("terra", "train", "mini").do
 
 
 def token_lists(directory: Path, api: str) -> list[list[int]]:
-    """What the server should make of each document's prompt."""
+    """Return the token ids that the server should make of each document's prompt."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(directory)
     options = DistillOptions("http://-/v1", "-", Path("-"), tasks=("terra",), api=api)
-    chosen = chosen_tasks(options, lambda text: None)
+    chosen = chosen_tasks(options)
     renderer = Renderer(chosen, load_tasks(chosen, data="mini", split="train"), options)
-    prompts = [renderer.prompt(Item("-", "terra", row)) for row in ROWS]
+    prompts = [renderer.prompt(Question("-", "terra", row)) for row in ROWS]
     if api == "completions":
         return [tokenizer(prompt).input_ids for prompt in prompts]
-    turns = [chat_text(tokenizer, [{"role": "user", "content": prompt}]) for prompt in prompts]
+    template = chat_template(tokenizer)
+    turns = [template.text([{"role": "user", "content": prompt}]) for prompt in prompts]
     return [tokenizer(turn, add_special_tokens=False).input_ids for turn in turns]
 
 
 @torch.no_grad()
 def last_states(model: Any, lists: list[list[int]]) -> torch.Tensor:
-    """What the vocabulary is multiplied with, float32 [prompts, hidden size]."""
+    """Return the last hidden state of each prompt, float32 [prompts, hidden size]."""
     return torch.stack([model.model(torch.tensor([tokens])).last_hidden_state[0, -1] for tokens in lists])
 
 
 @pytest.fixture(scope="module")
 def answering_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Gemma that answers " да" or " нет", more or less surely: their rows are turned to its last states."""
+    """A tiny Gemma that answers " да" or " нет" with some confidence: these rows are turned to its last states."""
     from transformers import AutoTokenizer, Gemma3ForCausalLM
 
     directory = make_tiny_gemma(
@@ -116,10 +120,11 @@ def test_soft_labels_are_the_probabilities_of_the_models_words(
     from transformers import AutoTokenizer, Gemma3ForCausalLM
 
     output = tmp_path / "out"
-    done = call(
-        shared_environment, "distill", "--endpoint", mlx_server, "--teacher", answering_model, "--tasks", "terra",
-        "--api", api, "--output", output, "--max-tokens", "3", "--concurrency", "4",
+    arguments = (
+        "distill", "--endpoint", mlx_server, "--teacher", answering_model, "--tasks", "terra", "--api", api, "--output",
+        output, "--max-tokens", "3", "--concurrency", "4",
     )  # fmt: skip
+    done = call_here(arguments, tmp_path, shared_environment)
     assert done.returncode == 0, done.stderr
     model = Gemma3ForCausalLM.from_pretrained(answering_model, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(answering_model)
@@ -127,7 +132,7 @@ def test_soft_labels_are_the_probabilities_of_the_models_words(
     with torch.no_grad():
         logits = model.lm_head(last_states(model, lists))
     shares = torch.softmax(logits, -1).numpy()
-    # The server tells the ten likeliest tokens.
+    # The server gives the ten likeliest tokens.
     shares[shares < np.sort(shares, axis=1)[:, -10:-9]] = 0
     words = [tokenizer.decode([token]).strip().lower() for token in range(shares.shape[1])]
     begins = np.array([[bool(word) and choice.startswith(word) for word in words] for choice in ("да", "нет")])
@@ -145,10 +150,11 @@ def test_soft_labels_are_the_probabilities_of_the_models_words(
 
 
 def test_a_wrong_model_is_named(mlx_server: str, shared_environment: dict[str, str], tmp_path: Path) -> None:
-    done = call(
-        shared_environment, "distill", "--endpoint", mlx_server, "--teacher", "no/such-model", "--tasks", "terra",
-        "--api", "completions", "--output", tmp_path / "out",
+    arguments = (
+        "distill", "--endpoint", mlx_server, "--teacher", "no/such-model", "--tasks", "terra", "--api", "completions",
+        "--output", tmp_path / "out",
     )  # fmt: skip
+    done = call_here(arguments, tmp_path, shared_environment)
     assert done.returncode == 2, done.stderr
     assert f"{mlx_server} has no model 'no/such-model'" in done.stderr
     assert "Traceback" not in done.stderr
