@@ -1,4 +1,4 @@
-"""`rsg-harness train` through the real command: kills, processes, bad input, and what the checkpoint then does."""
+"""`rsg-harness train`: kills, processes, bad input, and what the checkpoint then does."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ import pytest
 
 from harness.models.checkpoint import read_checkpoint
 from harness.records.run import read_run, read_samples
-from tests.integration.command import IN_TWO_PROCESSES, RSG_HARNESS, Command
+from tests.integration.command import IN_TWO_PROCESSES, RSG_HARNESS
 from tests.integration.training import RECIPE, call, copy_files, steps_of, write_recipe
+
+# They share the checkpoint and what is trained.
+pytestmark = pytest.mark.xdist_group("train")
 
 
 def test_a_checkpoint_holds_only_safetensors_json_and_its_card(checkpoint: Path) -> None:
@@ -98,6 +101,7 @@ def test_predict_gives_probabilities(checkpoint: Path, shared_environment: dict[
 
 
 def kill_when(process: subprocess.Popen[str], is_time: Callable[[], bool]) -> None:
+    """Kill a process as soon as it is time."""
     deadline = time.monotonic() + 180
     while not is_time():
         assert process.poll() is None, process.communicate()
@@ -107,7 +111,7 @@ def kill_when(process: subprocess.Popen[str], is_time: Callable[[], bool]) -> No
     process.wait()
 
 
-@pytest.mark.parametrize("at_step", [1, 5])
+@pytest.mark.parametrize("at_step", [pytest.param(1, marks=pytest.mark.slow), 5])
 def test_a_killed_training_goes_on_as_if_nothing_had_happened(
     checkpoint: Path, float32_model: Path, shared_environment: dict[str, str], tmp_path: Path, at_step: int
 ) -> None:
@@ -131,6 +135,7 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(
         assert (output / name).read_bytes() == (checkpoint / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_two_processes_train_to_the_loss_of_one(
     checkpoint: Path, float32_model: Path, shared_environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -141,7 +146,7 @@ def test_two_processes_train_to_the_loss_of_one(
         env=shared_environment, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert [read_checkpoint(directory).training["processes"] for directory in (checkpoint, output)] == [1, 2]
+    assert [read_checkpoint(directory).training.processes for directory in (checkpoint, output)] == [1, 2]
     one, two = (steps_of(directory / "training_log.jsonl") for directory in (checkpoint, output))
     assert [entry["step"] for entry in two] == [entry["step"] for entry in one]
     for before, after in zip(one, two, strict=True):
@@ -150,6 +155,7 @@ def test_two_processes_train_to_the_loss_of_one(
                 assert after[key] == pytest.approx(before[key], rel=1e-3), (before["step"], key)
 
 
+@pytest.mark.slow
 def test_without_the_cache_of_the_frozen_layers_the_loss_curve_is_the_same(
     checkpoint: Path, float32_model: Path, shared_environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -157,7 +163,7 @@ def test_without_the_cache_of_the_frozen_layers_the_loss_curve_is_the_same(
     output = tmp_path / "small"
     done = call(shared_environment, "train", "--recipe", recipe, "--output", output)
     assert done.returncode == 0, done.stderr
-    assert "frozen layers' output" not in done.stderr
+    assert "output of the frozen layers" not in done.stderr
     losses = [
         [entry["loss"] for entry in steps_of(directory / "training_log.jsonl") if "loss" in entry]
         for directory in (checkpoint, output)
@@ -187,6 +193,7 @@ def test_layers_trained_in_full_make_a_checkpoint_that_runs(
 
 
 def refused(environment: dict[str, str], *arguments: str | Path) -> str:
+    """Return the error line of a call that ends with exit code 2."""
     done = call(environment, *arguments)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
@@ -203,7 +210,7 @@ def test_bad_recipes_are_refused_before_anything_is_loaded(
 
     assert "learning_rate" in train(learning_rat=1)
     assert "the model has 8" in train(frozen_layers=9)
-    assert not (tmp_path / "out.training" / "settings.json").exists()  # no run that the mended recipe would meet
+    assert not (tmp_path / "out.training" / "settings.json").exists()  # no run that the corrected recipe would meet
     assert "never trained on" in train(tasks={"lidirus": {}})
 
 
@@ -220,38 +227,39 @@ def test_a_task_without_training_data_is_refused(
     assert "terra" in line.lower()
 
 
-def test_an_exploding_loss_stops_with_step_and_task_and_keeps_the_best_checkpoint(
-    float32_model: Path, shared_environment: dict[str, str], tmp_path: Path
-) -> None:
-    changes = {
-        "tasks": {"terra": {}}, "learning_rate": 1e4, "heads_learning_rate": 1e4, "warmup_steps": 0,
-        "schedule": "constant", "evaluate_every": 1, "loss": {"weights": "fixed"},
-    }  # fmt: skip
-    recipe = write_recipe(tmp_path, float32_model, **changes)
-    line = refused(shared_environment, "train", "--recipe", recipe, "--output", tmp_path / "out")
+EXPLODING: dict[str, Any] = {
+    "tasks": {"terra": {}}, "learning_rate": 1e4, "heads_learning_rate": 1e4, "warmup_steps": 0,
+    "schedule": "constant", "evaluate_every": 1, "loss": {"weights": "fixed"},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def exploded(
+    tmp_path_factory: pytest.TempPathFactory, float32_model: Path, shared_environment: dict[str, str]
+) -> tuple[Path, str]:
+    """The directory of a training that stopped halfway, with its recipe, and what it said."""
+    directory = tmp_path_factory.mktemp("exploded")
+    recipe = write_recipe(directory, float32_model, **EXPLODING)
+    return directory, refused(shared_environment, "train", "--recipe", recipe, "--output", directory / "out")
+
+
+def test_an_exploding_loss_stops_with_step_and_task_and_keeps_the_best_checkpoint(exploded: tuple[Path, str]) -> None:
+    directory, line = exploded
     assert "step" in line
     assert "terra" in line
-    assert list((tmp_path / "out.training").glob("best-*/rsg_checkpoint.json"))
+    assert list((directory / "out.training").glob("best-*/rsg_checkpoint.json"))
 
 
 def test_resume_refuses_a_changed_recipe_and_says_what_differs(
-    float32_model: Path, shared_environment: dict[str, str], tmp_path: Path
+    exploded: tuple[Path, str], float32_model: Path, shared_environment: dict[str, str], tmp_path: Path
 ) -> None:
-    work = tmp_path / "out.training"
-    work.mkdir()
-    recipe = write_recipe(tmp_path, float32_model, tasks={"terra": {}}, steps=4)
-    started = subprocess.Popen(
-        [RSG_HARNESS, "train", "--recipe", str(recipe), "--output", str(tmp_path / "out")],
-        env=shared_environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    kill_when(started, lambda: (work / "settings.json").exists())
-    recipe = write_recipe(tmp_path, float32_model, tasks={"terra": {}}, steps=4, seed=5)
-    line = refused(shared_environment, "train", "--recipe", recipe, "--output", tmp_path / "out", "--resume")
+    recipe = write_recipe(tmp_path, float32_model, **EXPLODING, seed=5)
+    line = refused(shared_environment, "train", "--recipe", recipe, "--output", exploded[0] / "out", "--resume")
     assert "recipe.seed (1234, now 5)" in line
 
 
 def refused_under(program: str, recipe: Path, output: Path, environment: dict[str, str]) -> str:
-    """What a training says that is started by a Python program, which limits it, and ends with exit code 2."""
+    """Return what a training says that ends with exit code 2, started by a Python program that limits it."""
     done = subprocess.run(
         [sys.executable, "-c", program, "train", "--recipe", str(recipe), "--output", str(output)],
         env=environment, capture_output=True, text=True, timeout=240,
@@ -261,6 +269,7 @@ def refused_under(program: str, recipe: Path, output: Path, environment: dict[st
     return done.stderr
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_what_was_saved_before(
     float32_model: Path, shared_environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -268,11 +277,12 @@ def test_a_full_disk_keeps_what_was_saved_before(
     recipe = write_recipe(tmp_path, float32_model, tasks={"terra": {}}, frozen_cache_gb=0)
     limit = "import resource, signal, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)); "
     limit += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); from harness.cli import main; sys.exit(main(sys.argv[1:]))"
-    assert "cannot save" in refused_under(limit, recipe, tmp_path / "out", shared_environment)
+    assert "cannot write" in refused_under(limit, recipe, tmp_path / "out", shared_environment)
     resumed = call(shared_environment, "train", "--recipe", recipe, "--output", tmp_path / "out", "--resume")
     assert resumed.returncode == 0, resumed.stderr
 
 
+@pytest.mark.slow
 def test_a_lack_of_memory_says_which_setting_lowers_it(
     float32_model: Path, shared_environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -305,7 +315,7 @@ def test_a_damaged_checkpoint_names_the_file(
 
 
 def test_best_is_the_kept_checkpoint_with_the_highest_mean(
-    checkpoint: Path, rsg_harness: Command, tmp_path: Path
+    checkpoint: Path, shared_environment: dict[str, str], tmp_path: Path
 ) -> None:
     for name, mean in (("good", 0.9), ("poor", 0.1)):
         kept = tmp_path / "results" / "checkpoints" / name
@@ -315,6 +325,7 @@ def test_best_is_the_kept_checkpoint_with_the_highest_mean(
         description["training"]["validation"]["mean"] = mean
         description["name"] = name
         (kept / "rsg_checkpoint.json").write_text(json.dumps(description))
-    done = rsg_harness("run", "--model", "best", "--tasks", "terra", "--limit", "2", "--output", "out")
+    arguments = ("--model", "best", "--tasks", "terra", "--limit", "2", "--output", "out")
+    done = call(shared_environment, "run", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert read_run(tmp_path / "out").model.name == "good"

@@ -1,4 +1,4 @@
-"""`rsg-harness train --distilled` through the real command, on what `distill` wrote."""
+"""`rsg-harness train --distilled`, on what `distill` wrote."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from harness.distillation.lines import ANSWERS
 from harness.models.checkpoint import read_checkpoint
 from tests.integration.training import call, steps_of, write_recipe
 from tests.openai_server import TEACHER, Behaviour, OpenAIServer
+
+# They share what was distilled.
+pytestmark = pytest.mark.xdist_group("train_distilled")
 
 TASKS: dict[str, Any] = {"rcb": {}, "parus": {"head": "likelihood"}, "muserc": {"limit": 3}, "rucos": {"limit": 2}}
 CHANGES: dict[str, Any] = {"tasks": TASKS, "steps": 4, "evaluate_every": 4, "loss": {"weights": "fixed"}}
@@ -41,7 +44,7 @@ def distilled(tmp_path_factory: pytest.TempPathFactory, shared_environment: dict
 def train(
     environment: dict[str, str], directory: Path, model: Path, *arguments: str | Path, **changes: Any
 ) -> tuple[str, Path]:
-    """What it said, and the checkpoint."""
+    """Train; return what it said, and the checkpoint."""
     directory.mkdir(exist_ok=True)
     recipe = write_recipe(directory, model, **{**CHANGES, **changes})
     done = call(environment, "train", "--recipe", recipe, "--output", directory / "small", *arguments)
@@ -64,17 +67,19 @@ def test_soft_labels_and_written_documents_are_trained_on(
     assert "rucos: 0 of 2 questions" in said  # none was answered with an entity
     assert "left out" not in said
     training = read_checkpoint(checkpoint).training
-    assert training["distilled"]["teachers"] == [TEACHER]
-    assert training["distilled"]["documents"] == {"rcb": 12}
-    assert training["documents"]["rcb"] == 36
+    assert training.distilled is not None
+    assert training.distilled["teachers"] == [TEACHER]
+    assert training.distilled["documents"] == {"rcb": 12}
+    assert training.documents["rcb"] == 36
     _, again = train(shared_environment, tmp_path / "again", float32_model, *reversed_pairs(both))
-    assert logged(again, "loss") == logged(checkpoint, "loss")  # the order of the directories is nothing
+    assert logged(again, "loss") == logged(checkpoint, "loss")  # the order of the directories does not matter
 
 
 def reversed_pairs(arguments: tuple[str | Path, ...]) -> tuple[str | Path, ...]:
     return arguments[2:] + arguments[:2]
 
 
+@pytest.mark.slow
 def test_the_recipe_decides_how_much_the_teacher_says(
     distilled: dict[str, Path], float32_model: Path, shared_environment: dict[str, str], tmp_path: Path
 ) -> None:
