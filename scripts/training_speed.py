@@ -1,9 +1,9 @@
-"""What the kept output of the frozen layers and the packed sequences save in training.
+"""Measure what the kept output of the frozen layers and the packed sequences save in training.
 
-    python tests/benchmarks/training_speed.py --data path/to/official [--frozen 12]
+    python scripts/training_speed.py --data path/to/official [--frozen 12]
 
 Trains the embedded model on the same batches with and without the cache and compares the second epoch's time and the
-losses; then the tokens and the time of MuSeRC packed and as one sequence an answer.
+losses; then the tokens and the time of MuSeRC packed and as one sequence per answer.
 """
 
 from __future__ import annotations
@@ -20,19 +20,22 @@ from accelerate import Accelerator
 from adapters.torch_backend import load_tokenizer, pick_dtype
 from harness.data import cached_split
 from harness.data.sampling import sample_documents
+from harness.models.chat import Template
 from harness.models.heads import head_sequences, make_layout
-from harness.models.resolve import resolve_model
+from harness.models.resolve import find_model, provide
 from harness.scoring.encoding import TextEncoder
 from harness.scoring.packing import pack
+from harness.tasks import get_task
 from harness.tasks.prompts import choose
-from harness.tasks.rendering import load_tasks
-from harness.training.examples import Example, make_examples
-from harness.training.frozen import FrozenStates
+from harness.tasks.rendering import load_tasks, render_document
+from harness.training.data import Examples
+from harness.training.examples import Encoding, Example, make_examples
+from harness.training.frozen import FrozenLayers, FrozenStates
 from harness.training.loss import batch_targets, question_losses
 from harness.training.model import build_model, make_inputs
 from harness.training.recipe import Recipe, TaskRecipe
 from harness.training.schedule import one_epoch
-from harness.training.trainer import Trainer, all_examples
+from harness.training.trainer import Trainer
 
 TASKS = {"terra": 200, "danetqa": 80, "muserc": 16}  # documents
 
@@ -60,31 +63,32 @@ class Setup:
 
     def __init__(self, recipe: Recipe, data: str) -> None:
         self.recipe = recipe
-        base = resolve_model("embedded")
+        base = provide(find_model("embedded"))
         self.dtype = pick_dtype("auto", "cpu")
         self.accelerator = Accelerator(mixed_precision="bf16" if self.dtype is torch.bfloat16 else "no")
         self.layout = make_layout(recipe.kinds())
         self.path = base.path
-        self.tokenizer: Any = load_tokenizer(base.path)
-        self.encoder = TextEncoder(self.tokenizer)
+        tokenizer = load_tokenizer(base.path)
+        template = Template(tokenizer, applied=False)
+        self.encoding = Encoding(TextEncoder(tokenizer), template, self.layout, recipe.max_tokens)
         self.tasks = load_tasks(choose(list(TASKS)), data=data, split="validation")
         self.examples: dict[str, list[Example]] = {}
         for task, limit in TASKS.items():
             rows = [document.row() for document in cached_split(task, "train", data).documents]
-            self.examples[task] = make_examples(
-                task, self.tasks[f"rsg_{task}"], sample_documents(rows, limit, 0), self.encoder, self.tokenizer,
-                self.layout, recipe.max_tokens, False,
-            )  # fmt: skip
+            chosen = sample_documents(rows, limit, 0)
+            self.examples[task] = make_examples(get_task(task), self.tasks[f"rsg_{task}"], chosen, self.encoding)
 
     def trainer(self, cache: Path | None) -> Trainer:
         model, _ = build_model(self.recipe, self.path, self.layout, self.accelerator.device, self.dtype)
-        frozen = None
+        examples = Examples(self.examples, {})
+        states = None
         if cache is not None:
-            packed = [example.packed for example in all_examples(self.examples, {})]
+            packed = [example.packed for example in examples.all()]
             width = model.head_weight.shape[1]
             name = str(self.dtype).removeprefix("torch.")
-            frozen = FrozenStates(cache, ["speed"], packed, width, name, 1 << 40, print)
-        return Trainer(self.recipe, model, self.examples, {}, frozen, self.accelerator, Path("/nonexistent"))
+            states = FrozenStates(cache, ["speed"], packed, width, name, 1 << 40)
+        frozen = FrozenLayers(model, states, examples.all())
+        return Trainer(self.recipe, model, examples, frozen, self.accelerator, Path("/nonexistent"))
 
     def batches(self) -> list[tuple[str, list[int]]]:
         budget = self.recipe.batch_tokens
@@ -119,7 +123,7 @@ class Setup:
         model, _ = build_model(self.recipe, self.path, self.layout, self.accelerator.device, self.dtype)
         examples = self.examples["muserc"]
         alone = [
-            pack(head_sequences(self.encoder, self.layout, "muserc", [request.args for request in rendered], 1 << 30))
+            pack(head_sequences(self.encoding.encoder, self.layout, "muserc", [one.args for one in rendered], 1 << 30))
             for example in examples
             for rendered in self._requests(example)
         ]
@@ -142,9 +146,7 @@ class Setup:
               f"{alone_seconds / packed_seconds:.1f} times faster")  # fmt: skip
 
     def _requests(self, example: Example) -> list[Any]:
-        from harness.tasks.rendering import render_document
-
-        return [render_document(self.tasks["rsg_muserc"], doc, self.tokenizer, False) for doc in example.docs]
+        return [render_document(self.tasks["rsg_muserc"], doc, self.encoding.template) for doc in example.docs]
 
     def _scores(self, model: Any, packed: list[Any]) -> torch.Tensor:
         inputs = make_inputs(packed, model.window, self.accelerator.device)
