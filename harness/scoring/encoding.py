@@ -1,11 +1,10 @@
-"""Texts to token sequences, by lm-eval's rules for the border of context and continuation.
+"""Texts to token sequences, by lm-eval's rules for the border between context and continuation.
 
-lm-eval (`TemplateLM._encode_pair`) moves the context's trailing white space into the continuation, encodes context and
-continuation as one text and splits at the length of the encoded context. That encodes every context once for itself and
-once more for every choice. Here a text is encoded line by line and every line only once in a run, which gives the same
-tokens wherever no token of the vocabulary joins a line break with another character: then no merge of the byte-pair
-encoding can cross the border of a line. Gemma's vocabulary is such; `TextEncoder` checks it and encodes whole texts
-where it is not so.
+lm-eval (`TemplateLM._encode_pair`) moves the context's trailing white space into the continuation, encodes both as one
+text, and splits the tokens at the length of the encoded context. Done literally, this encodes a context once for itself
+and once more for every choice. `TextEncoder` encodes each distinct line once in a run instead. The tokens are the same
+as long as no token of the vocabulary joins a line break with another character, because then no merge of the byte-pair
+encoding crosses the end of a line. Gemma's vocabulary is like this; for any other, `TextEncoder` encodes whole texts.
 """
 
 from __future__ import annotations
@@ -16,6 +15,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+
 from harness.errors import UserError
 
 # Spaces inside a context line may belong to a token that spans them, so only runs of line breaks are borders.
@@ -24,7 +26,7 @@ _LINES = re.compile(r"\n+|[^\n]+")
 
 @dataclass(frozen=True)
 class ScoredSequence:
-    """One request: the log-probability of the tokens from `continuation_start` on, each given all before it."""
+    """One request: the log-probability of the tokens from `continuation_start` on, each given all tokens before it."""
 
     tokens: tuple[int, ...]
     continuation_start: int  # at least 1: the first token is never predicted
@@ -32,29 +34,27 @@ class ScoredSequence:
 
     @property
     def inputs(self) -> tuple[int, ...]:
-        """What the model reads: all but the last token, which is only predicted."""
+        """The tokens that the model reads: all but the last, which is only predicted."""
         return self.tokens[:-1]
 
 
-def lines_are_borders(tokenizer_json: dict[str, Any]) -> bool:
-    """True if encoding line by line gives the tokens of the whole text.
-
-    Args:
-        tokenizer_json: the parsed tokenizer.json of a `tokenizers` tokenizer.
-    """
-    model = tokenizer_json["model"]
-    if model.get("type") != "BPE" or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
+def lines_are_borders(tokenizer: Tokenizer) -> bool:
+    """Return whether encoding line by line gives the tokens of the whole text."""
+    model = tokenizer.model
+    if not isinstance(model, BPE) or model.continuing_subword_prefix or model.end_of_word_suffix:
         return False
-    added = tokenizer_json.get("added_tokens") or []
-    if any(token.get("lstrip") or token.get("rstrip") or token.get("single_word") for token in added):
+    added = tokenizer.get_added_tokens_decoder().values()
+    if any(token.lstrip or token.rstrip or token.single_word for token in added):
         return False
-    pieces = list(model["vocab"]) + [token["content"] for token in added]
-    if any("\n" in piece and piece.strip("\n") for piece in pieces):
+    if any("\n" in piece and piece.strip("\n") for piece in tokenizer.get_vocab(with_added_tokens=True)):
         return False
-    # Only steps that look at single characters are known to be local; regular expressions with a look-ahead are not.
-    normalizer = tokenizer_json.get("normalizer")
-    pre_tokenizer = tokenizer_json.get("pre_tokenizer")
-    return _replaces_one_character(normalizer) and _splits_at_one_character(pre_tokenizer)
+    # The whole tokenizer as JSON takes more than a second; one with the same steps and no vocabulary takes none.
+    steps = Tokenizer(BPE())
+    steps.normalizer = tokenizer.normalizer
+    steps.pre_tokenizer = tokenizer.pre_tokenizer
+    parsed = json.loads(steps.to_str())
+    # Only steps that look at single characters are known to be local; regular expressions may look ahead.
+    return _replaces_one_character(parsed["normalizer"]) and _splits_at_one_character(parsed["pre_tokenizer"])
 
 
 def _replaces_one_character(normalizer: dict[str, Any] | None) -> bool:
@@ -72,37 +72,37 @@ def _splits_at_one_character(pre_tokenizer: dict[str, Any] | None) -> bool:
 
 
 class TextEncoder:
-    """Encodes texts with a `transformers` fast tokenizer, every distinct line once.
+    """Encode texts with a `transformers` fast tokenizer, each distinct line once.
 
     Attributes:
-        encoded: number of texts handed to the tokenizer so far.
-        by_line: False where the tokenizer's tokens may cross line borders; whole texts are encoded then.
+        encoded: Number of texts passed to the tokenizer so far.
+        by_line: False where the tokenizer's tokens may cross the end of a line, so whole texts are encoded.
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer._tokenizer  # the Rust tokenizer: no Python wrapper work for every line
+        self._tokenizer: Tokenizer = tokenizer._tokenizer  # the Rust tokenizer: no Python wrapper work for every line
         self._ids: dict[str, list[int]] = {}
         self.bos_id: int | None = tokenizer.bos_token_id
         self._bos_text: str | None = tokenizer.bos_token
         self._prefix = self._own_prefix(tokenizer)
-        self.by_line = lines_are_borders(json.loads(self._tokenizer.to_str()))
+        self.by_line = lines_are_borders(self._tokenizer)
         self.encoded = 0
 
     @staticmethod
     def _own_prefix(tokenizer: Any) -> list[int]:
-        """The tokens that the tokenizer itself puts before every text (Gemma: one BOS)."""
+        """Return the tokens that the tokenizer itself puts before every text (Gemma: one BOS)."""
         with_special = tokenizer("a").input_ids
         without = tokenizer("a", add_special_tokens=False).input_ids
         return list(with_special[: len(with_special) - len(without)])
 
     def prepare(self, texts: Iterable[str]) -> None:
-        """Encodes the lines of all texts in one parallel batch, so that later calls only look them up."""
+        """Encode the lines of all texts in one parallel batch, so that later calls only look them up."""
         missing = dict.fromkeys(piece for text in texts for piece in self._pieces(text) if piece not in self._ids)
         if missing:
             self._encode_pieces(list(missing))
 
     def encode(self, text: str) -> list[int]:
-        """Token ids, after the tokenizer's own BOS; one that the text already begins with is not doubled."""
+        """Return the token ids after the tokenizer's own BOS, which is not doubled where the text begins with one."""
         pieces = self._pieces(text)
         self.prepare([text])
         body = [token for piece in pieces for token in self._ids[piece]]
@@ -122,19 +122,19 @@ class TextEncoder:
 
 
 def move_trailing_space(context: str, continuation: str) -> tuple[str, str]:
-    """White space at the end of the context belongs to the first token of the continuation."""
+    """Move the context's trailing white space into the continuation, to whose first token it belongs."""
     bare = context.rstrip()
     return bare, context[len(bare) :] + continuation
 
 
 def encode_pairs(encoder: TextEncoder, pairs: Sequence[tuple[str, str]], context_length: int) -> list[ScoredSequence]:
-    """Token sequences of (context, continuation) pairs.
+    """Return the token sequences of (context, continuation) pairs.
 
     A sequence longer than the model's context loses tokens from the left, as in lm-eval, but keeps its BOS, without
     which Gemma-3 fails.
 
     Raises:
-        UserError: a continuation is empty or alone fills the model's context.
+        UserError: A continuation has no token of its own, or it alone fills the model's context.
     """
     moved = [move_trailing_space(context, continuation) for context, continuation in pairs]
     encoder.prepare(text for context, continuation in moved for text in (context, context + continuation))
@@ -146,7 +146,7 @@ def _scored_sequence(encoder: TextEncoder, context: str, continuation: str, cont
         whole = encoder.encode(context + continuation)
         start = len(encoder.encode(context))
     else:
-        # As lm-eval: the BOS alone is the context of an unconditional continuation.
+        # As in lm-eval, the BOS alone is the context of an unconditional continuation.
         whole = encoder.encode(continuation)
         if encoder.bos_id is not None and whole[:1] != [encoder.bos_id]:
             whole = [encoder.bos_id, *whole]
@@ -166,14 +166,14 @@ def _cut_from_left(whole: list[int], start: int, context_length: int, bos_id: in
     if len(whole) - start >= context_length:
         raise UserError(
             f"a continuation of {len(whole) - start} tokens fills the model's context of {context_length} tokens",
-            "take a model with a longer context, or a shorter prompt",
+            "use a model with a longer context, or a shorter prompt",
         )
     kept = cut_prompt(whole, context_length + 1, bos_id)
     return ScoredSequence(tuple(kept), start - (len(whole) - len(kept)), len(whole) - len(kept))
 
 
 def cut_prompt(tokens: list[int], length: int, bos_id: int | None) -> list[int]:
-    """The last `length` tokens, the first of them replaced by the BOS if the tokens began with one."""
+    """Return the last `length` tokens; if the tokens began with the BOS, it replaces the first that is left."""
     if len(tokens) <= length:
         return tokens
     if bos_id is not None and tokens[0] == bos_id:
