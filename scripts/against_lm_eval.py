@@ -1,6 +1,6 @@
 """lm-eval's own `hf` model and ours on the same documents: wall time, peak memory, tokens, answers.
 
-    python tests/benchmarks/against_lm_eval.py --data path/to/official [--cases muserc,terra] [--batch-size 8]
+    python scripts/against_lm_eval.py --data path/to/official [--cases muserc,terra] [--batch-size 8]
 
 Every measurement is a process of its own (peak memory is the process's), ours and lm-eval's in turn. Times are those of
 `lm_eval.evaluator.evaluate`: rendering, scoring and judging, the loading of the model left out on both sides.
@@ -42,20 +42,20 @@ def measure(model: str, case: Case, data: str, dtype: str, batch_size: int) -> d
     from lm_eval.evaluator import evaluate
     from lm_eval.tasks import TaskManager
 
-    from harness.models.resolve import resolve_model
+    from harness.models.resolve import find_model, provide
     from harness.quiet import quiet_libraries
     from harness.records.provenance import peak_process_bytes
     from harness.tasks.prompts import TASK_DIR
 
     with quiet_libraries():
-        path = resolve_model("embedded", print).path
+        path = provide(find_model("embedded")).path
         lm: Any
         if model == "ours":
-            from adapters.torch_backend import load_torch
             from harness.evaluation.language_model import PlannedModel
+            from harness.models.open import open_model
+            from harness.models.options import ModelOptions
 
-            backend = load_torch("torch-cpu", path, device="cpu", dtype=dtype)
-            lm = PlannedModel(backend, backend.info.batch_tokens)
+            lm = PlannedModel(open_model(ModelOptions(model="embedded", backend="torch-cpu", dtype=dtype)))
         else:
             from lm_eval.models.huggingface import HFLM
 

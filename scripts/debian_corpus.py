@@ -2,7 +2,7 @@
 
     apt-get download libreoffice-help-ru gimp-help-ru fortunes-ru …
     for f in *.deb; do dpkg -x $f unpacked/${f%%_*}; done
-    python tests/benchmarks/debian_corpus.py unpacked corpus
+    python scripts/debian_corpus.py unpacked corpus
 
 Writes corpus/ru/PACKAGE.txt and corpus/en/PACKAGE.txt, by the letters of each package's text. Every line once.
 """

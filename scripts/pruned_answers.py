@@ -1,10 +1,10 @@
 """Did pruning a vocabulary change answers? Two runs over the same documents, of a model and of its pruned copy.
 
-    python tests/benchmarks/pruned_answers.py MODEL PRUNED RUN RUN_OF_PRUNED --data DIR
+    python scripts/pruned_answers.py MODEL PRUNED RUN RUN_OF_PRUNED --data DIR
 
 Renders the runs' documents, counts those whose prompts and choices have the same tokens in both vocabularies, and
 compares the answers among these and among the others. In float32 the first must be equal; in bfloat16 an answer near a
-tie may differ, since batches are put together anew.
+tie may differ, since batches are put together differently.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from pathlib import Path
 from tabulate import tabulate
 from tokenizers import Tokenizer
 
-from adapters.torch_backend import load_tokenizer
+from adapters.text import load_tokenizer
 from harness.data import cached_split
+from harness.models.chat import chat_template
 from harness.models.checkpoint import is_checkpoint, read_checkpoint
-from harness.models.resolve import resolve_model
+from harness.models.resolve import find_model, provide
 from harness.records.run import read_run, read_samples
 from harness.tasks.prompts import choose
-from harness.tasks.rendering import load_tasks, render_document, uses_chat_template
+from harness.tasks.rendering import load_tasks, render_document
 
 
 def main() -> None:
@@ -30,10 +31,9 @@ def main() -> None:
     parser.add_argument("runs", nargs=2, type=Path, metavar="RUN")
     parser.add_argument("--data", required=True)
     args = parser.parse_args()
-    paths = [resolve_model(name, print).path for name in args.models]
+    paths = [provide(find_model(name)).path for name in args.models]
     before, after = (Tokenizer.from_file(str(path / "tokenizer.json")) for path in paths)
-    wrapper = load_tokenizer(paths[0])
-    chat = uses_chat_template(wrapper, "auto")
+    template = chat_template(load_tokenizer(paths[0]))
     prompts = read_checkpoint(paths[1]).prompts() if is_checkpoint(paths[1]) else None
     chosen = {task.file.task: task for task in choose(["rsg"], defaults=prompts)}
     tasks = load_tasks(list(chosen.values()), data=args.data, split="validation")
@@ -46,7 +46,7 @@ def main() -> None:
             key = (task, str(row["idx"]))
             if key not in samples[0]:
                 continue
-            requests = render_document(tasks[f"rsg_{task}"], row, wrapper, chat)
+            requests = render_document(tasks[f"rsg_{task}"], row, template)
             texts = ["".join(request.args) for request in requests]
             same = all(before.encode(text).tokens == after.encode(text).tokens for text in texts)
             counts[same][0] += 1

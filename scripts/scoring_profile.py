@@ -1,6 +1,6 @@
 """Which share of this machine's bfloat16 matrix peak the scoring reaches, and where the rest of the time goes.
 
-    python tests/benchmarks/scoring_profile.py --data path/to/official [--tasks terra,muserc] [--limit 100]
+    python scripts/scoring_profile.py --data path/to/official [--tasks terra,muserc] [--limit 100]
 
 The peak is measured, not read from a data sheet: the best of several products of square bfloat16 matrices. The work of
 the scoring is counted as 2 × parameters of the layers × tokens computed, and 2 × parameters of the vocabulary matrix ×
@@ -19,12 +19,13 @@ import torch
 from tabulate import tabulate
 
 from adapters.torch_backend import load_torch
-from harness.models.resolve import resolve_model
+from harness.models.resolve import find_model, provide
 from harness.quiet import quiet_libraries
 from harness.scoring.encoding import TextEncoder, encode_pairs
 from harness.scoring.plan import make_plan
 from harness.scoring.scorer import Scorer
-from harness.tasks.prompts import choose, task_specification
+from harness.tasks.prompts import choose
+from harness.tasks.rendering import load_tasks
 
 PEAK_SIZE = 4096
 KINDS = {
@@ -54,16 +55,8 @@ def matrix_peak(dtype: torch.dtype) -> float:
 
 def requests_of(tasks: list[str], data: str, limit: int) -> list[tuple[str, str]]:
     """(context, continuation) pairs as lm-eval renders them."""
-    from lm_eval.tasks import TaskManager
-
-    from harness.tasks.prompts import TASK_DIR
-
-    metadata = {"data": data, "limit": limit, "num_fewshot": 0}
-    manager = TaskManager(include_path=str(TASK_DIR / "rsg"), include_defaults=False, metadata=metadata)
     pairs = []
-    for task in manager.load([task_specification(choose(tasks))])["tasks"].values():
-        task.set_config("num_fewshot", 0)
-        task.set_fewshot_seed(0)
+    for task in load_tasks(choose(tasks), data=data, split="validation", limit=limit).values():
         task.build_all_requests()
         pairs += [instance.args for instance in task.instances]
     return pairs
@@ -76,7 +69,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=100)
     args = parser.parse_args()
     with quiet_libraries(), torch.inference_mode():
-        path = resolve_model("embedded", print).path
+        path = provide(find_model("embedded")).path
         backend = load_torch("torch-cpu", path, device="cpu", dtype="bfloat16")
         pairs = requests_of(args.tasks.split(","), str(Path(args.data).resolve()), args.limit)
         encoder = TextEncoder(backend.tokenizer)

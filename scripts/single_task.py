@@ -1,6 +1,6 @@
 """Multitask against single-task training: each task alone, with the batches that it had in a multitask training.
 
-    python tests/benchmarks/single_task.py --data path/to/official --run RUN [--tasks rcb,parus,rwsd] CHECKPOINT
+    python scripts/single_task.py --data path/to/official --run RUN [--tasks rcb,parus,rwsd] CHECKPOINT
 
 CHECKPOINT is the multitask one, RUN its record over the whole validation sets. The recipe is the checkpoint's own with
 one task left in it and as many steps as that task's batches fill. Prints a Markdown table of official metrics × 100.

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from adapters.torch_backend import load_tokenizer, pick_dtype
+from adapters.text import load_tokenizer
+from adapters.torch_backend import pick_dtype
 from harness.data import cached_split
 from harness.data.sampling import sample_documents
 from harness.models.chat import Template

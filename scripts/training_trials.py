@@ -1,6 +1,6 @@
 """What each choice of a recipe gives: short trainings that differ from a base in one thing.
 
-    python tests/benchmarks/training_trials.py --data path/to/official --output trials.json [--only NAME,NAME]
+    python scripts/training_trials.py --data path/to/official --output trials.json [--only NAME,NAME]
 
 Every trial is a run of the real command on the embedded model. Finished trials are kept in the output and not run
 again. Prints the table of all as Markdown: the mean loss of the last third of the steps, and official metrics × 100 on

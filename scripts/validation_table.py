@@ -1,6 +1,6 @@
 """Runs beside the baselines, by the official metrics and by the protocol of the gemma-3-1b-it reference.
 
-    python tests/benchmarks/validation_table.py --data path/to/official RUN [RUN …]
+    python scripts/validation_table.py --data path/to/official RUN [RUN …]
 
 The reference counts single examples everywhere (accuracy; for MuSeRC of answers). LiDiRus is left out there, because
 the reference trained on it, and RuCoS, of which only whole sets compare. The majority rows answer every validation
@@ -17,28 +17,27 @@ from tabulate import tabulate
 
 from harness.data import cached_split
 from harness.records.run import read_run
-from harness.reports.published import PUBLISHED
-from harness.tasks.answers import to_item
-from harness.tasks.metrics import METRICS, compute
+from harness.reports.published import published
+from harness.tasks import get_task, trainable_tasks
+from harness.tasks.metrics import compute
 
-EIGHT = ("lidirus", "rcb", "parus", "muserc", "terra", "russe", "rwsd", "danetqa")
+EIGHT = ("lidirus", *(name for name in trainable_tasks() if name != "rucos"))
 SEVEN = EIGHT[1:]
-REFERENCE = next(row for row in PUBLISHED if row.name == "gemma-3-1b-it multitask")
+REFERENCE = next(row for row in published() if row.name == "gemma-3-1b-it multitask")
 
 
 def majority(task: str, metric: str, data: str) -> float:
-    """The figure of the train split's most frequent label on the validation split."""
-    trained_on = "terra" if task == "lidirus" else task
-    labels = Counter(document.row()["label"] for document in cached_split(trained_on, "train", data).documents)
+    """Return the score of the train split's most frequent label on the validation split."""
+    asked = get_task(task)
+    labels = Counter(document.row()["label"] for document in cached_split(asked.head_owner, "train", data).documents)
     constant = labels.most_common(1)[0][0]
-    split = "test" if task == "lidirus" else "validation"
-    items = [to_item(task, document.row(), constant) for document in cached_split(task, split, data).documents]
-    return compute(METRICS[task][metric], items)
+    items = [asked.item(document.row(), constant) for document in cached_split(task, "validation", data).documents]
+    return compute(asked.metrics[metric], items)
 
 
-def row(name: str, figures: dict[str, float]) -> list[str]:
-    cells = [f"{100 * value:.1f}" for value in figures.values()]
-    return [name, *cells, f"{100 * sum(figures.values()) / len(figures):.1f}"]
+def row(name: str, scores: dict[str, float]) -> list[str]:
+    cells = [f"{100 * value:.1f}" for value in scores.values()]
+    return [name, *cells, f"{100 * sum(scores.values()) / len(scores):.1f}"]
 
 
 def main() -> None:
@@ -50,9 +49,9 @@ def main() -> None:
     names = [f"{record.model.name}, {record.backend}" for record in records]
 
     rows = [row("majority class, validation", {task: majority(task, "rsg", args.data) for task in EIGHT})]
-    for published in PUBLISHED:
-        if published.split == "test":
-            rows.append(row(f"{published.name}, test set", {task: published.task_figure(task) for task in EIGHT}))
+    for known in published():
+        if known.split == "test":
+            rows.append(row(f"{known.name}, test set", {task: known.task_score(task) for task in EIGHT}))
     for name, record in zip(names, records, strict=True):
         rows.append(row(name, {task: record.tasks[task].metrics["rsg"].value or 0.0 for task in EIGHT}))
     print("Official metrics × 100\n")
@@ -60,12 +59,12 @@ def main() -> None:
 
     rows = [
         row("majority class", {task: majority(task, "acc", args.data) for task in SEVEN}),
-        row(f"{REFERENCE.name} reference", {task: REFERENCE.task_figure(task) for task in SEVEN}),
+        row(f"{REFERENCE.name} reference", {task: REFERENCE.task_score(task) for task in SEVEN}),
     ]
     for name, record in zip(names, records, strict=True):
-        figures = {task: record.tasks[task].metrics["acc"].value or 0.0 for task in SEVEN}
-        above = sum(figures[task] > REFERENCE.task_figure(task) for task in SEVEN)
-        rows.append(row(f"{name} ({above} of 7 above the reference)", figures))
+        scores = {task: record.tasks[task].metrics["acc"].value or 0.0 for task in SEVEN}
+        above = sum(scores[task] > REFERENCE.task_score(task) for task in SEVEN)
+        rows.append(row(f"{name} ({above} of 7 above the reference)", scores))
     print("\nAccuracy of single examples × 100, validation\n")
     print(tabulate(rows, headers=["", *SEVEN, "mean of seven"], tablefmt="github", floatfmt=".1f"))
 

@@ -49,7 +49,7 @@ def _processor() -> str:
 
 
 def git_commit() -> str | None:
-    """Return the commit of the source tree this program runs from, with `-dirty` if it was changed; None outside one."""
+    """Return the commit of the source tree this program runs from, `-dirty` if it was changed; None outside one."""
     root = Path(harness.__file__).parent.parent
     if not (root / ".git").exists():
         return None

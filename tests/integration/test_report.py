@@ -41,10 +41,10 @@ def test_the_page_holds_the_records_figures(results: Path) -> None:
     datasets = json.loads(content)["datasets"]
     for backend in BACKENDS:
         record = read_run(results / "runs" / f"small-{backend}")
-        found = {row["task"]: row["figure"] for row in datasets["figures"] if row["backend"] == backend}
+        found = {row["task"]: row["score"] for row in datasets["scores"] if row["backend"] == backend}
         assert found == {name: pytest.approx(100 * (task.score or 0)) for name, task in record.tasks.items()}
         [row] = [row for row in datasets["rows"] if row["backend"] == backend]
-        assert row["figure"] == pytest.approx(100 * (record.score or 0))
+        assert row["score"] == pytest.approx(100 * (record.score or 0))
         assert (results / row["link"]).is_file()
     assert {row["backend"] for row in datasets["flips"]} == {"mlx-q8", "mlx-q3"}
 

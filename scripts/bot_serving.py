@@ -1,6 +1,6 @@
 """Measure how soon the bot's worker answers a short question (TERRa, bundled documents), and how many a second.
 
-    python tests/benchmarks/bot_serving.py [--model best] [--backend torch] [--questions 192]
+    python scripts/bot_serving.py [--model best] [--backend torch] [--questions 192]
 
 Prints p50 and p95 of single questions at idle, then the throughput one by one and with all of them waiting at once.
 """
