@@ -24,7 +24,7 @@ from adapters.mlx_weights import (
     read_config,
     stored_bytes,
 )
-from adapters.text import end_tokens, growing_answers
+from adapters.text import end_tokens, growing_answers, load_tokenizer
 
 BATCH_TOKENS = {"metal": 4096, "cpu": 512}
 # Longer rows go through the cache in pieces: attention masks and scores grow with the square of a piece's length.
@@ -93,7 +93,6 @@ def load_mlx(
     """
     mx = import_mlx()
     from mlx_lm.utils import load_config, load_model
-    from transformers import PreTrainedTokenizerFast
 
     config = mlx_config(read_config(model_dir))
     device = "metal" if metal_available() else "cpu"
@@ -120,7 +119,7 @@ def load_mlx(
         batch_tokens=BATCH_TOKENS[device],
         options=dict(options or {}),
     )
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(model_dir)  # AutoTokenizer builds Gemma's anew, in seconds
+    tokenizer = load_tokenizer(model_dir)
     eos = load_config(model_dir).get("eos_token_id")  # that of generation_config.json, if there is one
     return MlxBackend(model, tokenizer, info, end_tokens(tokenizer, eos))
 

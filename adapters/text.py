@@ -1,12 +1,16 @@
-"""Generated text while it grows: stop strings, text that further tokens may still change, tokens that end an answer."""
+"""Tokenizers, and generated text while it grows: stop strings, text that further tokens may still change."""
 
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 END_OF_TURN = "<end_of_turn>"  # ends an answer of instruction-tuned Gemma
+# Older tokenizers keep tokens here that tokenizer.json may lack.
+_TOKEN_FILES = ("special_tokens_map.json", "added_tokens.json")
 
 
 class GrowingAnswer:
@@ -66,5 +70,20 @@ def _settled(text: str, stop: Sequence[str]) -> str:
 def end_tokens(tokenizer: Any, configured: int | list[int] | None) -> frozenset[int]:
     """Ids that end an answer: the configuration's, the tokenizer's own, and <end_of_turn> where there is one."""
     found = set(configured) if isinstance(configured, list) else {configured}
-    found |= {tokenizer.eos_token_id, tokenizer.get_vocab().get(END_OF_TURN)}
+    found |= {tokenizer.eos_token_id, tokenizer._tokenizer.token_to_id(END_OF_TURN)}
     return frozenset(token for token in found if token is not None)
+
+
+def load_tokenizer(model_dir: Path) -> Any:
+    """Return the directory's tokenizer.json as a transformers tokenizer.
+
+    Not by AutoTokenizer, which rebuilds Gemma's tokenizer from its vocabulary. And where tokenizer.json holds all added
+    tokens, transformers is told that there are none to add: to find them, it would parse the 33 MB a second time.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    settings = model_dir / "tokenizer_config.json"
+    has_more = settings.is_file() and "added_tokens_decoder" in json.loads(settings.read_text(encoding="utf-8"))
+    if has_more or any((model_dir / name).is_file() for name in _TOKEN_FILES):
+        return PreTrainedTokenizerFast.from_pretrained(model_dir)
+    return PreTrainedTokenizerFast.from_pretrained(model_dir, added_tokens_decoder={})

@@ -9,6 +9,7 @@ import contextlib
 import copy
 import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ import numpy as np
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import DynamicCache, Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedTokenizerFast
+from transformers import DynamicCache, Gemma3ForCausalLM, Gemma3TextConfig
 
 from adapters.base import Backend, BackendInfo, OutOfMemory, Prefix, Sampling, UserError
-from adapters.text import GrowingAnswer, end_tokens, growing_answers
+from adapters.text import GrowingAnswer, end_tokens, growing_answers, load_tokenizer
 from adapters.torch_attention import CPU_ATTENTION
 
 # Rows of the vocabulary matrix that are cast to float32 at a time: 16,384 rows of a 1,152-wide model are 75 MB.
@@ -275,14 +276,6 @@ def pick_dtype(wanted: str, device: str) -> torch.dtype:
     return torch.bfloat16
 
 
-def load_tokenizer(model_dir: Path) -> PreTrainedTokenizerFast:
-    """The directory's tokenizer.json as it stands.
-
-    Not AutoTokenizer: for Gemma that builds the same tokenizer anew from its vocabulary, which takes seconds.
-    """
-    return PreTrainedTokenizerFast.from_pretrained(model_dir)
-
-
 def load_torch(
     name: str,
     model_dir: Path,
@@ -313,7 +306,9 @@ def load_torch(
         # mlx-lm writes this key for its own use; transformers would take it for a method of its own.
         vars(config).pop("quantization_config", None)
     config._attn_implementation = CPU_ATTENTION if device == "cpu" else "sdpa"
-    model = _load_weights(model_dir, config, torch_dtype, state)
+    with ThreadPoolExecutor(1) as beside:  # parsing tokenizer.json holds no lock of Python's
+        tokenizer = beside.submit(load_tokenizer, model_dir)
+        model = _load_weights(model_dir, config, torch_dtype, state)
     model = model.to(device).eval()
     model.requires_grad_(False)
     stored = _stored_type(model_dir) if state is None else weights or ""
@@ -330,7 +325,7 @@ def load_torch(
         batch_tokens=BATCH_TOKENS[device],
         options={"threads": torch.get_num_threads()} if device == "cpu" else {},
     )
-    return TorchBackend(model, load_tokenizer(model_dir), info)
+    return TorchBackend(model, tokenizer.result(), info)
 
 
 def _load_weights(

@@ -18,7 +18,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
-from adapters.torch_backend import load_tokenizer, pick_device, pick_dtype
+from adapters.text import load_tokenizer
+from adapters.torch_backend import pick_device, pick_dtype
 from harness.adaptation.options import Pretraining
 from harness.errors import UserError
 from harness.progress import Bar

@@ -124,7 +124,7 @@ def quantize(options: QuantizeOptions) -> Quantized:
 def _calibration(
     options: QuantizeOptions, reference: ModelReference, model: LocalModel, bits: int, group_size: int
 ) -> Calibration:
-    from adapters.torch_backend import load_tokenizer
+    from adapters.text import load_tokenizer
     from harness.quantization.calibration import calibration_sequences
     from harness.quantization.learned import Calibration
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator, PartialState
 
-from adapters.torch_backend import load_tokenizer, pick_dtype
+from adapters.text import load_tokenizer
+from adapters.torch_backend import pick_dtype
 from harness.errors import UserError
 from harness.files import GIB, cache_dir
 from harness.models.chat import chat_template

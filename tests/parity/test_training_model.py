@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from adapters.torch_backend import load_tokenizer
+from adapters.text import load_tokenizer
 from harness.data import cached_split
 from harness.models.chat import Template
 from harness.models.heads import HeadLayout, make_layout

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from lm_eval.tasks import TaskManager
 
-from adapters.torch_backend import load_tokenizer
+from adapters.text import load_tokenizer
 from harness.errors import UserError
 from harness.evaluation.language_model import PlannedModel
 from harness.models.chat import chat_template

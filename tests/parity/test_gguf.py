@@ -1,0 +1,124 @@
+"""The conversion of a GGUF file gives the files that transformers' own, slower one gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, Gemma3ForCausalLM, GgufConfig
+
+from harness.errors import UserError
+from harness.models.gguf import convert_gguf, read_header
+from harness.models.resolve import find_model, provide
+from tests.tiny_gemma import make_tiny_gemma, make_tiny_tokenizer
+
+# Types that files of small models mix; 64 columns are two blocks of 32.
+KINDS = {"attn_k": "Q8_0", "attn_q": "Q5_0", "attn_v": "BF16", "ffn_down": "Q4_0", "ffn_gate": "F16", "ffn_up": "Q5_1"}
+
+
+def write_gguf(file: Path, model_dir: Path, *, architecture: str = "gemma3", untied: bool = False) -> Path:
+    """Write a transformers directory as a GGUF file, in the manner of llama.cpp's convert_hf_to_gguf.py."""
+    model: Any = Gemma3ForCausalLM.from_pretrained(model_dir)
+    config = model.config
+    writer = gguf.GGUFWriter(file, architecture)
+    writer.add_name("Tiny Gemma")
+    writer.add_tags(["text-generation", "ru"])
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_key_length(config.head_dim)
+    writer.add_rope_freq_base(1_000_000.0)
+    writer.add_sliding_window(config.sliding_window)
+    tokens = sorted(make_tiny_tokenizer().get_vocab().items(), key=lambda entry: entry[1])
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([token for token, _ in tokens])
+    writer.add_token_scores([-float(number) for _, number in tokens])
+    writer.add_token_types([3 if number < 6 else 6 if token.startswith("<0x") else 1 for token, number in tokens])
+    writer.add_bos_token_id(2)
+    writer.add_eos_token_id(1)
+    writer.add_unk_token_id(3)
+    writer.add_pad_token_id(0)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GEMMA3, config.num_hidden_layers)
+    for name, tensor in model.state_dict().items():
+        module, _, suffix = name.rpartition(".")
+        if module == "lm_head" and not untied:
+            continue
+        values = tensor.float().numpy() + (1 if name.endswith("norm.weight") else 0)
+        stored = names.get_name(module)
+        kind = gguf.GGMLQuantizationType[KINDS.get(stored.split(".")[-1], "Q8_0") if values.ndim > 1 else "F32"]
+        writer.add_tensor(f"{stored}.{suffix}", gguf.quantize(values, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_gemma(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.mark.parametrize("untied", [False, True])
+def test_a_converted_file_is_what_transformers_makes_of_it(tiny: Path, tmp_path: Path, untied: bool) -> None:
+    file = write_gguf(tmp_path / "tiny.gguf", tiny, untied=untied)
+    expected, found = tmp_path / "expected", tmp_path / "found"
+    model = Gemma3ForCausalLM.from_pretrained(
+        tmp_path, gguf_file=file.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+    )
+    model.save_pretrained(expected)
+    AutoTokenizer.from_pretrained(tmp_path, gguf_file=file.name).save_pretrained(expected)
+    found.mkdir()
+    convert_gguf(file, found)
+    assert {path.name for path in found.iterdir()} == {path.name for path in expected.iterdir()}
+    for path in found.iterdir():
+        assert path.read_bytes() == (expected / path.name).read_bytes(), path.name
+    assert ("lm_head.weight" in load_file(found / "model.safetensors")) == untied
+
+
+def test_a_converted_file_is_a_model(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RSG_HARNESS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("harness.models.resolve.run_in_subprocess", lambda work, *arguments: work(*arguments))
+    file = write_gguf(tmp_path / "tiny.gguf", tiny)
+    local = provide(find_model(str(file)))
+    assert local.name == "tiny"
+    assert local.path.parent == tmp_path / "cache" / "models"
+    assert provide(find_model(str(file))) == local
+
+
+def test_the_header_is_read(tiny: Path, tmp_path: Path) -> None:
+    header = read_header(write_gguf(tmp_path / "tiny.gguf", tiny))
+    assert header.values["general.name"] == "Tiny Gemma"
+    assert header.values["gemma3.block_count"] == 8
+    assert header.values["tokenizer.ggml.tokens"] == 512  # of an array the length
+    assert header.tensors["token_embd.weight"].shape == (512, 64)
+    assert header.data_start % 32 == 0
+
+
+def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.gguf").write_text("GUGF and some more text")
+    with pytest.raises(UserError, match=r"text\.gguf is not a GGUF file"):
+        convert_gguf(tmp_path / "text.gguf", tmp_path)
+
+
+@pytest.mark.parametrize("share", [0.001, 0.05, 0.9])
+def test_an_incomplete_file_is_refused(tiny: Path, tmp_path: Path, share: float) -> None:
+    file = write_gguf(tmp_path / "tiny.gguf", tiny)
+    content = file.read_bytes()
+    file.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(UserError, match=r"tiny\.gguf is damaged"):
+        convert_gguf(file, tmp_path)
+
+
+def test_a_model_of_another_kind_is_refused(tiny: Path, tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "llama.gguf", tiny, architecture="llama")
+    with pytest.raises(UserError, match="holds a llama model"):
+        convert_gguf(file, tmp_path)
