@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from adapters.text import load_tokenizer
 from harness.errors import UserError
 from harness.scoring.encoding import TextEncoder, cut_prompt, encode_pairs, lines_are_borders
 from tests.tiny_gemma import make_tiny_gemma
@@ -131,3 +132,32 @@ def test_a_pre_tokenizer_that_looks_further_than_one_character_is_not_trusted(
 ) -> None:
     parsed = json.loads(tokenizer._tokenizer.to_str())
     assert not lines_are_borders(Tokenizer.from_str(json.dumps({**parsed, "pre_tokenizer": pre_tokenizer})))
+
+
+@pytest.mark.parametrize(
+    ("file", "settings"),
+    [
+        ("tokenizer_config.json", {}),
+        ("tokenizer_config.json", {"mask_token": "<mask>", "chat_template": "{{ messages[0].content }}"}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"600": {"content": "<mask>", "special": True}}}),
+        ("special_tokens_map.json", {"cls_token": "<cls>"}),
+        ("added_tokens.json", {"<new>": 512}),
+    ],
+)
+def test_a_tokenizer_parsed_once_is_the_one_that_transformers_loads(
+    tmp_path: Path, file: str, settings: dict[str, object]
+) -> None:
+    directory = make_tiny_gemma(tmp_path)
+    before = json.loads((directory / file).read_text()) if (directory / file).is_file() else {}
+    (directory / file).write_text(json.dumps({**before, **settings}))
+    expected, found = PreTrainedTokenizerFast.from_pretrained(directory), load_tokenizer(directory)
+    assert found._tokenizer.to_str() == expected._tokenizer.to_str()
+    assert {name: str(token) for name, token in found.special_tokens_map.items()} == {
+        name: str(token) for name, token in expected.special_tokens_map.items()
+    }
+    assert found.all_special_ids == expected.all_special_ids
+    assert found.chat_template == expected.chat_template
+    for tokenizer, name in ((expected, "expected"), (found, "found")):
+        tokenizer.save_pretrained(tmp_path / name)
+    for saved in (tmp_path / "expected").iterdir():
+        assert saved.read_bytes() == (tmp_path / "found" / saved.name).read_bytes()
