@@ -24,7 +24,9 @@ def run_pytest(environment: dict[str, str], *arguments: str | Path) -> subproces
         "tests/benchmarks",
         *map(str, arguments),
     ]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    # pytest-benchmark switches itself off where it takes itself for a worker of xdist.
+    alone = {name: value for name, value in environment.items() if not name.startswith("PYTEST_XDIST")}
+    return subprocess.run(command, cwd=ROOT, env=alone, capture_output=True, text=True, timeout=240)
 
 
 def measure(environment: dict[str, str], model: Path, backends: str, results: Path) -> subprocess.CompletedProcess[str]:
@@ -38,6 +40,7 @@ def test_a_plain_pytest_leaves_the_benchmarks_out(environment: dict[str, str]) -
     assert "deselected" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_flag_measures_a_backend_and_keeps_the_record(
     environment: dict[str, str], tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -55,6 +58,7 @@ def test_the_flag_measures_a_backend_and_keeps_the_record(
     assert record.model.weights_bytes < record.single_bytes <= record.peak_bytes
 
 
+@pytest.mark.slow
 def test_a_backend_that_cannot_run_is_skipped_with_the_reason(
     environment: dict[str, str], tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ NOTEBOOKS = Path(__file__).parent.parent.parent / "notebooks"
 NAMES = ("load_dataset", "quantization")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_cell_runs(
     name: str, tiny_model: Path, tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch

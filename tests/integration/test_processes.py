@@ -18,6 +18,7 @@ def launch(environment: dict[str, str], directory: Path, *arguments: str | Path)
     return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, timeout=240)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_record_of_one(
     rsg_harness: Command, environment: dict[str, str], float32_model: Path, tmp_path: Path
 ) -> None:

@@ -130,7 +130,7 @@ def wait_for_units(store: Path, count: int, process: Any) -> None:
     raise AssertionError("the run stored nothing in two minutes")
 
 
-@pytest.mark.parametrize("units", [1, 60])
+@pytest.mark.parametrize("units", [pytest.param(1, marks=pytest.mark.slow), 60])
 def test_a_killed_run_goes_on_and_ends_with_the_same_figures(
     units: int, tmp_path: Path, environment: dict[str, str], tiny_model: Path, finished: Path, rsg_harness: Command
 ) -> None:
@@ -183,6 +183,7 @@ def test_resume_refuses_other_settings_and_says_which(
     assert ", now then)" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_with_one_line_and_loses_nothing(
     tmp_path: Path, environment: dict[str, str], tiny_model: Path, finished: Path, rsg_harness: Command
 ) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from harness.records.run import RESULTS, read_samples
 from tests.integration.command import Command
 
 ARGUMENTS = ("--tasks", "terra,parus", "--limit", "6")
 
 
+@pytest.mark.slow
 def test_every_backend_gets_the_record_that_run_makes_and_stands_beside_the_first(
     rsg_harness: Command, tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -40,24 +38,6 @@ def test_importing_the_module_does_not_import_mlx():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_stop_string_ends_its_own_row_only(backend, prompts):
-    free = backend.generate(prompts, Sampling(max_new_tokens=30))
-    stop = free[0][8:10]
-    stopped = backend.generate(prompts, Sampling(max_new_tokens=30, stop=(stop,)))
-    assert stopped == [text.split(stop)[0] for text in free]
-    assert stopped[0] != free[0]
-
-
-def test_the_callback_sees_growing_texts_and_lastly_the_result(backend, prompts):
-    seen: dict[int, list[str]] = {i: [] for i in range(len(prompts))}
-    sampling = Sampling(max_new_tokens=20, stop=("\n\n",))
-    texts = backend.generate(prompts, sampling, on_text=lambda i, text: seen[i].append(text))
-    for i, text in enumerate(texts):
-        assert seen[i][-1:] == ([text] if text else [])
-        assert all(late.startswith(early) for early, late in pairwise(seen[i][:-1]))
-    assert max(map(len, seen.values())) > 5
-
-
 def test_generation_ends_at_the_end_of_a_turn(backend, prompts):
     assert backend._stop_tokens == {1, 5}
     free = backend.generate(prompts, Sampling(max_new_tokens=10))
@@ -69,21 +49,6 @@ def test_generation_ends_at_the_end_of_a_turn(backend, prompts):
     assert any(ended)
 
 
-def test_sampling_follows_its_seed(backend, prompts):
-    first, again, other = (
-        backend.generate(prompts, Sampling(max_new_tokens=8, temperature=1.0, top_p=0.95, seed=seed))
-        for seed in (5, 5, 6)
-    )
-    assert first == again
-    assert first != other
-
-
-def test_a_tiny_nucleus_and_a_low_temperature_are_greedy(backend, prompts):
-    greedy = backend.generate(prompts, Sampling(max_new_tokens=8))
-    assert backend.generate(prompts, Sampling(max_new_tokens=8, temperature=1.0, top_p=1e-6, seed=3)) == greedy
-    assert backend.generate(prompts, Sampling(max_new_tokens=8, temperature=1e-5, seed=3)) == greedy
-
-
 def test_samples_are_drawn_from_the_nucleus_in_the_right_proportions():
     import mlx.core as mx
 
@@ -93,44 +58,14 @@ def test_samples_are_drawn_from_the_nucleus_in_the_right_proportions():
     np.testing.assert_allclose(shares, [0, 0.625, 0.375, 0], atol=0.03)
 
 
-def test_generation_works_in_another_thread(backend, prompts):
-    texts: list[list[str]] = []
-    thread = threading.Thread(target=lambda: texts.append(backend.generate(prompts, Sampling(max_new_tokens=5))))
-    thread.start()
-    thread.join()
-    assert texts == [backend.generate(prompts, Sampling(max_new_tokens=5))]
-
-
 def test_nothing_to_generate_is_no_error(backend, prompts):
     assert backend.generate([], Sampling(max_new_tokens=5)) == []
     assert backend.generate(prompts[:2], Sampling(max_new_tokens=0)) == ["", ""]
 
 
-def test_not_a_number_comes_through_and_is_never_the_best(backend):
-    hidden = np.zeros((2, 64), dtype=np.float32)
-    hidden[1, 3] = np.nan
-    logprobs, best = backend.project(hidden, np.array([0, 1, 1]), np.array([7, 0, 7]))
-    assert np.isfinite(logprobs[0])
-    assert np.isnan(logprobs[1:]).all()
-    assert not best[1:].any()
-
-
-def test_projecting_nothing_gives_nothing(backend):
-    hidden, prefix = backend.hidden_states([[2, 7]], [[]])
-    assert hidden.shape == (0, 64)
-    assert prefix is None
-    logprobs, best = backend.project(hidden, np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
-    assert logprobs.shape == best.shape == (0,)
-
-
 def test_a_token_outside_the_vocabulary_is_refused(backend):
     with pytest.raises(ValueError, match="511"):
         backend.project(np.zeros((1, 64), dtype=np.float32), np.array([0]), np.array([512]))
-
-
-def test_only_a_single_row_can_be_kept(backend):
-    with pytest.raises(ValueError, match="single row"):
-        backend.hidden_states([[2], [2]], [[0], [0]], keep=True)
 
 
 @pytest.mark.parametrize(

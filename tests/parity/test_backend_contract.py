@@ -1,0 +1,277 @@
+"""What every backend promises, against plain transformers: full sequences, no cache, float32, eager attention.
+
+A new adapter joins by one line in `LOADERS`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from adapters.base import Backend, Prefix, Sampling
+from adapters.text import cut_at_stop
+from tests.tiny_gemma import VOCABULARY_SIZE, make_tiny_gemma
+
+TOLERANCE = 1e-3  # natural logarithms; about 1e-5 is usual
+WINDOW = 16  # of the tiny model
+LENGTHS = (3, 40, WINDOW, 1, WINDOW + 1)
+
+RandomSequence = Callable[[int], list[int]]
+
+
+def _torch(directory: Path) -> Backend:
+    from adapters.torch_backend import load_torch
+
+    return load_torch("torch-cpu", directory, device="cpu", dtype="float32")
+
+
+def _mlx(directory: Path) -> Backend:
+    pytest.importorskip("mlx.core")
+    from adapters.mlx_backend import load_mlx
+
+    return load_mlx("mlx-bf16", directory, dtype="float32", stored="bfloat16")
+
+
+LOADERS: dict[str, Callable[[Path], Backend]] = {"torch": _torch, "mlx": _mlx}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Matrices this small only wait for a second thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module", params=["tied", "untied"])
+def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_gemma(tmp_path_factory.mktemp("gemma"), tie_word_embeddings=request.param == "tied")
+
+
+@pytest.fixture(scope="module", params=LOADERS)
+def backend(request: pytest.FixtureRequest, directory: Path) -> Backend:
+    return LOADERS[request.param](directory)
+
+
+@pytest.fixture(scope="module")
+def model(directory: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+@pytest.fixture
+def random_sequence() -> RandomSequence:
+    generator = np.random.default_rng(7)
+    return lambda length: [2, *generator.integers(6, VOCABULARY_SIZE, length - 1).tolist()]
+
+
+def reference_logprobs(model: Any, sequence: Sequence[int]) -> np.ndarray:
+    """float64 [len(sequence), vocabulary]."""
+    with torch.no_grad():
+        logits = model(torch.tensor([list(sequence)]), use_cache=False).logits[0]
+    return logits.double().log_softmax(-1).numpy()
+
+
+def largest_difference(
+    backend: Backend, model: Any, sequences: Sequence[Sequence[int]], shared: int = 0, prefix: Prefix | None = None
+) -> float:
+    """Over the log-probabilities of all tokens after the first `shared` + 1 ones; also compares the argmax."""
+    rows = [sequence[shared:] for sequence in sequences]
+    hidden, kept = backend.hidden_states(rows, [list(range(len(row) - 1)) for row in rows], prefix)
+    assert kept is None
+    tokens = np.concatenate([row[1:] for row in rows]).astype(np.int64)
+    found, best = backend.project(hidden, np.arange(len(tokens)), tokens)
+    assert (hidden.dtype, found.dtype, best.dtype) == (np.float32, np.float64, bool)
+    expected, argmax = [], []
+    for sequence in sequences:
+        table = reference_logprobs(model, sequence)
+        for place in range(shared, len(sequence) - 1):
+            expected.append(table[place, sequence[place + 1]])
+            argmax.append(table[place].argmax() == sequence[place + 1])
+    np.testing.assert_array_equal(best, argmax)
+    return float(np.abs(found - np.array(expected)).max(initial=0.0))
+
+
+# --- hidden states ----------------------------------------------------------------------------------------------------
+
+
+def test_unequal_rows_without_a_prefix_agree_with_a_full_forward_pass(backend, model, random_sequence):
+    sequences = [random_sequence(length) for length in (2, 60, WINDOW, WINDOW + 1, 5)]
+    assert largest_difference(backend, model, sequences) < TOLERANCE
+
+
+@pytest.mark.parametrize("length", [1, 5, WINDOW - 1, WINDOW, WINDOW + 1, 70])
+def test_rows_after_a_prefix_agree_even_past_the_sliding_window(backend, model, random_sequence, length):
+    start = random_sequence(length)
+    _, prefix = backend.hidden_states([start], [[]], keep=True)
+    assert prefix.length == length
+    sequences = [start + random_sequence(n) for n in (2, 3, 40)]
+    assert largest_difference(backend, model, sequences, length, prefix) < TOLERANCE
+
+
+def test_single_token_rows_after_a_wrapped_prefix_agree(backend, model, random_sequence):
+    start = random_sequence(33)
+    _, prefix = backend.hidden_states([start], [[]], keep=True)
+    rows = [[token] for token in (10, 300, 400)]
+    hidden, _ = backend.hidden_states(rows, [[0]] * 3, prefix)
+    everything = np.tile(np.arange(VOCABULARY_SIZE), 3)
+    found, _ = backend.project(hidden, np.repeat(np.arange(3), VOCABULARY_SIZE), everything)
+    expected = np.concatenate([reference_logprobs(model, start + row)[-1] for row in rows])
+    assert np.abs(found - expected).max() < TOLERANCE
+
+
+def test_prefixes_that_extend_each_other_agree_and_none_changes(backend, model, random_sequence):
+    whole = random_sequence(80)
+    prefix, end, prefixes = None, 0, []
+    for step in (5, 9, 1, 1, 30, 1, 20):  # pieces of one token take another way through mlx-lm's caches
+        _, prefix = backend.hidden_states([whole[end : end + step]], [[]], prefix, keep=True)
+        end += step
+        assert prefix.length == end
+        prefixes.append(prefix)
+    for kept in [*prefixes, *prefixes]:
+        sequences = [whole[: kept.length] + random_sequence(n) for n in (3, 25)]
+        assert largest_difference(backend, model, sequences, kept.length, kept) < TOLERANCE
+
+
+@pytest.mark.parametrize("length", [4, WINDOW, 50])
+def test_a_prefix_used_twice_gives_the_same_numbers_bit_by_bit(backend, random_sequence, length):
+    _, prefix = backend.hidden_states([random_sequence(length)], [[]], keep=True)
+    rows = [random_sequence(n) for n in (30, 7)]
+    positions = [list(range(30)), [0, 6]]
+    first, _ = backend.hidden_states(rows, positions, prefix)
+    backend.hidden_states([random_sequence(20)], [[1]], prefix, keep=True)
+    backend.hidden_states([random_sequence(3)] * 5, [[]] * 5, prefix)
+    second, _ = backend.hidden_states(rows, positions, prefix)
+    np.testing.assert_array_equal(first, second)
+
+
+def test_a_row_read_while_its_cache_is_kept_gives_the_same_states(backend, random_sequence):
+    sequence = random_sequence(30)
+    alone, nothing = backend.hidden_states([sequence], [[3, 29]])
+    kept, prefix = backend.hidden_states([sequence], [[3, 29]], keep=True)
+    assert nothing is None
+    assert prefix.length == 30
+    np.testing.assert_allclose(alone, kept, atol=1e-5)
+
+
+def test_positions_come_back_in_the_order_of_rows_and_positions(backend, random_sequence):
+    rows = [random_sequence(n) for n in (6, 9, 3)]
+    everything, _ = backend.hidden_states(rows, [list(range(len(row))) for row in rows])
+    chosen, _ = backend.hidden_states(rows, [[5, 0], [], [2]])
+    np.testing.assert_array_equal(chosen, everything[[5, 0, 6 + 9 + 2]])
+
+
+def test_no_position_asked_for_gives_an_empty_array(backend, random_sequence):
+    hidden, prefix = backend.hidden_states([random_sequence(4)], [[]])
+    assert hidden.shape == (0, backend.info.hidden_size)
+    assert prefix is None
+
+
+def test_only_a_single_row_can_be_kept(backend, random_sequence):
+    with pytest.raises(ValueError, match="single row"):
+        backend.hidden_states([random_sequence(3), random_sequence(3)], [[], []], keep=True)
+
+
+# --- project ----------------------------------------------------------------------------------------------------------
+
+
+def test_nan_comes_through_stays_in_its_own_row_and_is_never_the_best(backend):
+    hidden = np.ones((3, backend.info.hidden_size), dtype=np.float32)
+    hidden[1, 5] = np.nan
+    found, best = backend.project(hidden, np.array([0, 1, 2, 1]), np.array([7, 7, 7, 9]))
+    np.testing.assert_array_equal(np.isnan(found), [False, True, False, True])
+    assert not best[[1, 3]].any()
+
+
+def test_nothing_to_project_gives_empty_arrays(backend):
+    hidden = np.empty((0, backend.info.hidden_size), dtype=np.float32)
+    found, greedy = backend.project(hidden, np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
+    assert found.shape == greedy.shape == (0,)
+
+
+# --- generate ---------------------------------------------------------------------------------------------------------
+
+
+def reference_text(backend: Backend, model: Any, prompt: Sequence[int], tokens: int) -> str:
+    output = model.generate(
+        torch.tensor([list(prompt)]), max_new_tokens=tokens, do_sample=False, eos_token_id=[1, 5], pad_token_id=0
+    )
+    return backend.tokenizer.decode(output[0][len(prompt) :], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("tokens", [1, 24])
+def test_a_batch_of_unequal_prompts_gives_the_texts_of_transformers(backend, model, random_sequence, tokens):
+    prompts = [random_sequence(length) for length in LENGTHS]
+    expected = [reference_text(backend, model, prompt, tokens) for prompt in prompts]
+    assert backend.generate(prompts, Sampling(max_new_tokens=tokens)) == expected
+    assert len(set(expected)) > 1
+
+
+def test_text_ends_before_the_first_stop_string_of_its_own_row(backend, random_sequence):
+    prompts = [random_sequence(20) for _ in range(3)]
+    free = backend.generate(prompts, Sampling(max_new_tokens=24))
+    stops = (free[0][8:10], free[0][4:6])
+    stopped = backend.generate(prompts, Sampling(max_new_tokens=24, stop=stops))
+    assert stopped == [cut_at_stop(text, stops)[0] for text in free]
+    assert len(stopped[0]) <= 4
+
+
+@pytest.mark.parametrize("stop", [(), ("\n\n",), ("\n", "K", "й")])
+def test_the_callback_sees_growing_texts_and_lastly_the_result(backend, random_sequence, stop):
+    prompts = [random_sequence(20) for _ in range(3)]
+    seen: dict[int, list[str]] = {row: [] for row in range(3)}
+    sampling = Sampling(max_new_tokens=16, stop=stop)
+    texts = backend.generate(prompts, sampling, on_text=lambda row, text: seen[row].append(text))
+    assert [calls[-1] if calls else "" for calls in seen.values()] == texts
+    assert max(map(len, seen.values())) > 2
+    for calls in seen.values():
+        assert all(late.startswith(early) for early, late in pairwise(calls[:-1]))
+
+
+def test_sampling_repeats_with_a_seed_and_differs_with_another(backend, random_sequence):
+    prompts = [random_sequence(9) for _ in range(2)]
+
+    def sampled(seed: int) -> list[str]:
+        return backend.generate(prompts, Sampling(max_new_tokens=24, temperature=1.5, top_p=0.99, seed=seed))
+
+    assert sampled(1) == sampled(1)
+    assert sampled(1) != sampled(2)
+    assert sampled(1) != backend.generate(prompts, Sampling(max_new_tokens=24))
+
+
+def test_a_tiny_nucleus_and_a_low_temperature_are_greedy(backend, random_sequence):
+    prompts = [random_sequence(9), random_sequence(3)]
+    greedy = backend.generate(prompts, Sampling(max_new_tokens=12))
+    assert backend.generate(prompts, Sampling(max_new_tokens=12, temperature=1.0, top_p=1e-6, seed=5)) == greedy
+    assert backend.generate(prompts, Sampling(max_new_tokens=12, temperature=1e-5, seed=3)) == greedy
+
+
+def test_generation_works_in_another_thread(backend, random_sequence):
+    prompts = [random_sequence(length) for length in LENGTHS]
+    texts: list[list[str]] = []
+    thread = threading.Thread(target=lambda: texts.append(backend.generate(prompts, Sampling(max_new_tokens=5))))
+    thread.start()
+    thread.join()
+    assert texts == [backend.generate(prompts, Sampling(max_new_tokens=5))]
+
+
+# --- what was loaded --------------------------------------------------------------------------------------------------
+
+
+def test_the_record_says_what_was_loaded(backend, directory):
+    info = backend.info
+    stored = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+    assert info.dtype == "float32"
+    assert info.weights == "bfloat16"
+    assert info.weights_bytes == pytest.approx(stored, rel=0.05)
+    assert (info.hidden_size, info.context_length) == (64, 1024)
+    assert info.device in ("cpu", "metal")
+    assert (backend.peak_memory() is None) == (info.device == "cpu")
