@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def call(arguments: dict[str, Any]) -> None:
     """Write both files, and print their paths."""
-    from harness.reports.leaderboard import write_leaderboard
+    from harness.reports.leaderboard_page import write_leaderboard
 
     for path in write_leaderboard(arguments.get("results", Path("results"))):
         print(path)

@@ -6,7 +6,6 @@ run counts.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
-from harness.files import GIB, write_atomically
+from harness.files import GIB
 from harness.records.base import Record
 from harness.records.latency import LatencyRecord, read_latencies
 from harness.records.run import (
@@ -90,22 +89,6 @@ class Leaderboard(Record):
     rows: tuple[Row, ...]
     reference: tuple[dict[str, Any], ...]
     latency: dict[str, LatencyRecord]  # file in results/latency -> what it holds, the quickest first
-
-
-def write_leaderboard(results: Path) -> list[Path]:
-    """Write `results`/leaderboard.md and .json and return their paths. The same records give the same bytes.
-
-    Raises:
-        UserError: There is no readable record, or the directory cannot be written.
-    """
-    from harness.reports.leaderboard_page import page
-
-    board = build_leaderboard(results)
-    document = json.dumps(board.model_dump(mode="json"), ensure_ascii=False, indent=2) + "\n"
-    files = {results / "leaderboard.md": page(board), results / "leaderboard.json": document}
-    for path, text in files.items():
-        write_atomically(path, text)
-    return list(files)
 
 
 def build_leaderboard(results: Path) -> Leaderboard:

@@ -1,14 +1,24 @@
-"""The leaderboard as a page of Markdown."""
+"""The leaderboard's files: a page of Markdown, and JSON."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from tabulate import tabulate
 
-from harness.files import MIB
+from harness.files import MIB, write_atomically
 from harness.records.latency import LatencyRecord
-from harness.reports.leaderboard import GROUPS, Leaderboard, Row, RowRun, TaskScore, machine_text
+from harness.reports.leaderboard import (
+    GROUPS,
+    Leaderboard,
+    Row,
+    RowRun,
+    TaskScore,
+    build_leaderboard,
+    machine_text,
+)
 from harness.reports.published import REFERENCE_NOTE, reference_cells
 from harness.reports.tables import estimate_text
 from harness.tasks import RUSSIAN_SUPERGLUE, get_task
@@ -38,6 +48,20 @@ Made by `pytest --benchmark` on the mini set, each backend in a process of its o
 paragraph with one answer; both at batch size 1, from the fields to the answer. Questions/s: TERRa, many at once, at the
 best of five batch sizes (MOROCCO's definition). First token: after a prompt of {prompt_tokens} tokens."""
 EXECUTED_BY_TORCH = "- \\*: executed by torch: the quality is real, the speed and the memory are not MLX's."
+
+
+def write_leaderboard(results: Path) -> list[Path]:
+    """Write `results`/leaderboard.md and .json and return their paths. The same records give the same bytes.
+
+    Raises:
+        UserError: There is no readable record, or the directory cannot be written.
+    """
+    board = build_leaderboard(results)
+    document = json.dumps(board.model_dump(mode="json"), ensure_ascii=False, indent=2) + "\n"
+    files = {results / "leaderboard.md": page(board), results / "leaderboard.json": document}
+    for path, text in files.items():
+        write_atomically(path, text)
+    return list(files)
 
 
 def page(board: Leaderboard) -> str:

@@ -8,7 +8,8 @@ import pytest
 
 from harness.errors import UserError
 from harness.records.run import MemoryRecord, TimingRecord
-from harness.reports.leaderboard import build_leaderboard, write_leaderboard
+from harness.reports.leaderboard import build_leaderboard
+from harness.reports.leaderboard_page import write_leaderboard
 from harness.reports.published import published
 from harness.tasks import RUSSIAN_SUPERGLUE
 from tests.unit.run_records import MACHINE, MIB, NINE, run_record, sha256, write_record
