@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import resource
 import shutil
 import threading
 from collections.abc import Iterator
@@ -174,11 +175,13 @@ def test_a_gated_model_without_access_says_how_to_get_it(
 
 
 def test_help_is_instant_and_an_unknown_verb_is_refused(rsg_process: Command) -> None:
-    import time
+    def seconds_of_children() -> float:
+        spent = resource.getrusage(resource.RUSAGE_CHILDREN)  # the processor's: tests run side by side
+        return spent.ru_utime + spent.ru_stime
 
-    started = time.perf_counter()
+    before = seconds_of_children()
     done = rsg_process("--help")
-    assert time.perf_counter() - started < 0.5
+    assert seconds_of_children() - before < 0.5
     assert done.returncode == 0
     assert "run" in done.stdout
     assert rsg_process("rum").returncode == 2
