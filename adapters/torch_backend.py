@@ -9,7 +9,6 @@ import contextlib
 import copy
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -306,9 +305,7 @@ def load_torch(
         # mlx-lm writes this key for its own use; transformers would take it for a method of its own.
         vars(config).pop("quantization_config", None)
     config._attn_implementation = CPU_ATTENTION if device == "cpu" else "sdpa"
-    with ThreadPoolExecutor(1) as beside:  # parsing tokenizer.json holds no lock of Python's
-        tokenizer = beside.submit(load_tokenizer, model_dir)
-        model = _load_weights(model_dir, config, torch_dtype, state)
+    model = _load_weights(model_dir, config, torch_dtype, state)
     model = model.to(device).eval()
     model.requires_grad_(False)
     stored = _stored_type(model_dir) if state is None else weights or ""
@@ -325,7 +322,7 @@ def load_torch(
         batch_tokens=BATCH_TOKENS[device],
         options={"threads": torch.get_num_threads()} if device == "cpu" else {},
     )
-    return TorchBackend(model, tokenizer.result(), info)
+    return TorchBackend(model, load_tokenizer(model_dir), info)
 
 
 def _load_weights(
