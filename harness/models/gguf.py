@@ -23,6 +23,9 @@ _ALIGNMENT = 32  # of the tensors in a file that names none
 # Type of a value in the header -> its layout, in the notation of `struct`.
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+# Blocks dequantised together. The package gguf takes 16 rows at a time, and rows this long are four times as fast as
+# those of a small model.
+_ROW_BLOCKS = 256
 # Key in the header -> field of Gemma3TextConfig.
 _CONFIG_FIELDS = {
     "general.name": "_model_name_or_path",
@@ -221,6 +224,7 @@ def _dequantised(content: np.ndarray, stored: StoredTensor) -> np.ndarray:
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 
     kind = GGMLQuantizationType(stored.kind)
-    block, block_bytes = GGML_QUANT_SIZES[kind]
-    shape = (*stored.shape[:-1], stored.shape[-1] // block * block_bytes)
-    return dequantize(content[: math.prod(shape)].reshape(shape), kind)
+    block_values, block_bytes = GGML_QUANT_SIZES[kind]
+    blocks = math.prod(stored.shape) // block_values
+    rows = content[: blocks * block_bytes].reshape(-1, math.gcd(blocks, _ROW_BLOCKS) * block_bytes)
+    return dequantize(rows, kind).reshape(stored.shape)
