@@ -17,9 +17,9 @@ class GrowingAnswer:
     """One answer as its tokens come.
 
     Args:
-        stop: strings of which the first ends the answer; it does not belong to it.
-        report: called with the whole text so far whenever it has grown. Text that a further token could take back (half
-            a character, half a stop string) is not reported before it is settled.
+        stop: Strings of which the first ends the answer, without being part of it.
+        report: Called with the whole text so far whenever it has grown. Text that a further token could take back (half
+            a character, half a stop string) is reported only once it is settled.
     """
 
     def __init__(self, stop: Sequence[str], report: Callable[[str], None] | None = None) -> None:
@@ -29,7 +29,7 @@ class GrowingAnswer:
         self.text = ""
 
     def update(self, whole: str) -> bool:
-        """Takes the decoded text of all tokens so far. True once a stop string was found."""
+        """Take the decoded text of all tokens so far; return True once a stop string was found."""
         self._whole = whole
         cut, stopped = cut_at_stop(whole, self._stop)
         settled = cut if stopped else _settled(cut, self._stop)
@@ -38,7 +38,7 @@ class GrowingAnswer:
         return stopped
 
     def finish(self) -> str:
-        """The final text, with what was held back."""
+        """Return the final text, with what was held back."""
         self._show(cut_at_stop(self._whole, self._stop)[0])
         return self.text
 
@@ -50,25 +50,25 @@ class GrowingAnswer:
 
 
 def growing_answers(count: int, stop: Sequence[str], on_text: Callable[[int, str], None] | None) -> list[GrowingAnswer]:
-    """An answer for each prompt of a batch; `on_text` gets its number and its text."""
+    """Return an answer for each prompt of a batch; `on_text` is called with its number and its text."""
     return [GrowingAnswer(stop, functools.partial(on_text, index) if on_text else None) for index in range(count)]
 
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:
-    """The text before the first stop string, and whether there was one."""
+    """Return the text before the first stop string, and whether there was one."""
     ends = [end for end in (text.find(string) for string in stop) if end >= 0]
     return (text[: min(ends)], True) if ends else (text, False)
 
 
 def _settled(text: str, stop: Sequence[str]) -> str:
-    """The part of a growing text that no further token can take back: no half characters, no half stop strings."""
+    """Return the part of a growing text that no further token can take back: no half character or stop string."""
     text = text.rstrip("\N{REPLACEMENT CHARACTER}")
     halves = (string[:size] for string in stop for size in range(1, len(string)))
     return text[: len(text) - max((len(half) for half in halves if text.endswith(half)), default=0)]
 
 
 def end_tokens(tokenizer: Any, configured: int | list[int] | None) -> frozenset[int]:
-    """Ids that end an answer: the configuration's, the tokenizer's own, and <end_of_turn> where there is one."""
+    """Return the ids that end an answer: the configuration's, the tokenizer's own, and <end_of_turn> if it exists."""
     found = set(configured) if isinstance(configured, list) else {configured}
     found |= {tokenizer.eos_token_id, tokenizer._tokenizer.token_to_id(END_OF_TURN)}
     return frozenset(token for token in found if token is not None)
@@ -77,8 +77,8 @@ def end_tokens(tokenizer: Any, configured: int | list[int] | None) -> frozenset[
 def load_tokenizer(model_dir: Path) -> Any:
     """Return the directory's tokenizer.json as a transformers tokenizer.
 
-    Not by AutoTokenizer, which rebuilds Gemma's tokenizer from its vocabulary. And where tokenizer.json holds all added
-    tokens, transformers is told that there are none to add: to find them, it would parse the 33 MB a second time.
+    AutoTokenizer would rebuild Gemma's tokenizer from its vocabulary, and parse tokenizer.json (33 MB) twice. Where
+    tokenizer.json holds all added tokens, an empty list of further ones saves the second parse here.
     """
     from transformers import PreTrainedTokenizerFast
 

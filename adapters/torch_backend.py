@@ -346,7 +346,7 @@ def _load_weights(
             output_loading_info=True,
         )
     except (SafetensorError, RuntimeError) as error:
-        raise UserError(f"cannot read the weights in {model_dir}: {error}", "copy the model anew") from error
+        raise UserError(f"cannot read the weights in {model_dir}: {error}", "copy the model again") from error
     model, report = loaded
     missing = sorted(report["missing_keys"])
     if missing:

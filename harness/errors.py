@@ -1,4 +1,4 @@
-"""Errors that a user can cause and mend. Everything else is a bug and shows its traceback."""
+"""Errors that a user can cause and fix. Everything else is a bug and shows its traceback."""
 
 from __future__ import annotations
 
