@@ -240,9 +240,9 @@ def fuse(directory: Path, checkpoint: Checkpoint, base_dir: Path, target: Path) 
 
             model = PeftModel.from_pretrained(model.float(), directory).merge_and_unload()
         else:
-            missing = model.load_state_dict(load_file(directory / LAYERS), strict=False).unexpected_keys
-            if missing:
-                raise UserError(f"{directory / LAYERS} does not fit the base model: {missing[0]}", "copy it again")
+            unknown = model.load_state_dict(load_file(directory / LAYERS), strict=False).unexpected_keys
+            if unknown:
+                raise UserError(f"{directory / LAYERS} does not fit the base model: {unknown[0]}", "copy it again")
         with torch.no_grad():
             model.to(stored).save_pretrained(target)
     for file in base_dir.iterdir():
