@@ -34,8 +34,6 @@ import yaml
 COMMIT = "814bbc6"
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-# Keys that were renamed on purpose, old name -> new name.
-RENAMED = {"figures": "metrics"}
 # What a record says of the moment, the machine and the program's version; everything else must be equal.
 OF_THE_MOMENT = {
     *("timing", "memory", "date", "machine", "versions", "git_commit", "command", "settings_sha256", "schema_version"),
@@ -176,7 +174,8 @@ def same_run(before: Path, after: Path) -> Iterator[Row]:
     yield "samples.jsonl, bytes", different_line(before / "run/samples.jsonl", after / "run/samples.jsonl")
     old, new = (json.loads((path / "run/results.json").read_text(encoding="utf-8")) for path in (before, after))
     yield "results.json: scores, errors, hashes, tokens", different(without_moment(old), without_moment(new))
-    yield "plans", different_line(before / "plans.txt", after / "plans.txt")
+    if (before / "plans.txt").exists():  # generated answers have no plan
+        yield "plans", different_line(before / "plans.txt", after / "plans.txt")
 
 
 def same_weights(before: Path, after: Path) -> Iterator[Row]:
@@ -197,7 +196,7 @@ def same_training(before: Path, after: Path) -> Iterator[Row]:
         [json.loads(line) for line in (path / "checkpoint/training_log.jsonl").read_text(encoding="utf-8").splitlines()]
         for path in (before, after)
     ]
-    yield f"{len(logs[0])} lines of the log", different(renamed(logs[0]), renamed(logs[1]))
+    yield f"{len(logs[0])} lines of the log", different(*logs)
     for name in ("heads", "adapter_model"):
         old, new = (tensor_hashes(path / f"checkpoint/{name}.safetensors") for path in (before, after))
         yield f"{len(old)} tensors ({name})", different(old, new)
@@ -211,13 +210,12 @@ def same_submission(before: Path, after: Path) -> Iterator[Row]:
         with zipfile.ZipFile(path / "archive.zip") as archive:
             members.append({name: archive.read(name).decode() for name in archive.namelist()})
     yield f"{len(members[0])} files of the archive, bytes", different(*members)
-    yield "their order", different(*map(list, members))
+    yield "their order", different(list(members[0]), list(members[1]))
 
 
 def same_leaderboard(before: Path, after: Path) -> Iterator[Row]:
     boards = [json.loads((path / "results/leaderboard.json").read_text(encoding="utf-8")) for path in (before, after)]
-    old, new = (renamed(board | {"schema_version": 1}) for board in boards)
-    yield f"leaderboard.json, {len(old['rows'])} rows", different(old, new)
+    yield f"leaderboard.json, {len(boards[0]['rows'])} rows", different(*boards)
     old, new = (numbers((path / "results/leaderboard.md").read_text(encoding="utf-8")) for path in (before, after))
     yield f"leaderboard.md, {len(old)} numbers", different(old, new)
 
@@ -235,11 +233,11 @@ def numbers(text: str) -> list[str]:
 def different_line(before: Path, after: Path) -> str | None:
     """Return the first line in which two files differ."""
     if not before.exists() or not after.exists():
-        return f"{'neither' if before.exists() == after.exists() else 'only one'} tree wrote {before.name}"
+        return f"{before.name} is missing"
     if before.read_bytes() == after.read_bytes():
         return None
-    lines = (path.read_text(encoding="utf-8").splitlines(keepends=True) for path in (before, after))
-    return different(*map(list, lines))
+    old, new = (path.read_text(encoding="utf-8").splitlines(keepends=True) for path in (before, after))
+    return different(old, new)
 
 
 def different(old: Any, new: Any, path: str = "") -> str | None:
@@ -254,20 +252,17 @@ def different(old: Any, new: Any, path: str = "") -> str | None:
     if isinstance(old, list) and isinstance(new, list):
         pairs = enumerate(zip_longest(old, new))
         return next((found for number, pair in pairs if (found := different(*pair, f"{path}[{number}]"))), None)
-    return None if old == new and type(old) is type(new) else f"{path}: {str(old)[:60]!r} → {str(new)[:60]!r}"
-
-
-def renamed(value: Any) -> Any:
-    """Return the value with its keys under their new names."""
-    if isinstance(value, dict):
-        return {RENAMED.get(key, key): renamed(part) for key, part in value.items()}
-    return [renamed(part) for part in value] if isinstance(value, list) else value
+    if old == new and type(old) is type(new):
+        return None
+    shared = next((n for n, (a, b) in enumerate(zip(str(old), str(new), strict=False)) if a != b), 0)
+    start = max(0, shared - 20)
+    return f"{path}: {str(old)[start : start + 60]!r} → {str(new)[start : start + 60]!r}"
 
 
 def without_moment(value: Any) -> Any:
-    """Return the value renamed, without what no two runs share."""
+    """Return the value without what no two runs share."""
     if isinstance(value, dict):
-        return renamed({key: without_moment(part) for key, part in value.items() if key not in OF_THE_MOMENT})
+        return {key: without_moment(part) for key, part in value.items() if key not in OF_THE_MOMENT}
     return [without_moment(part) for part in value] if isinstance(value, list) else value
 
 
