@@ -111,6 +111,12 @@ def test_named_files_exist(page: str) -> None:
         assert (ROOT / path).exists() or "DATE" in path, path
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_named_targets_of_make_exist(page: str) -> None:
+    targets = re.findall(r"^([\w-]+):", text_of("Makefile"), re.MULTILINE)
+    assert set(re.findall(r"`make ([\w-]+)`", text_of(page))) <= set(targets)
+
+
 def test_the_readmes_are_short() -> None:
     assert len(text_of("README.md").encode()) <= 9000
     assert len(text_of("README.ru.md")) <= 9500
