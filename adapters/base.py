@@ -1,6 +1,6 @@
-"""The interface between the planner and the tensor libraries.
+"""The interface between the planner and the libraries that compute.
 
-numpy arrays, plain numbers and dataclasses cross this border, never tensors. Adapters import nothing from `harness`.
+numpy arrays, plain numbers and dataclasses cross it, never tensors. Adapters import nothing from `harness`.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class BackendInfo:
 
 
 class Prefix(ABC):
-    """The key-value cache of one token sequence that stands before others. Never changed once made."""
+    """The key-value cache of a token sequence that others share as their beginning. It never changes."""
 
     length: int  # tokens
 
@@ -90,20 +90,22 @@ class Backend(ABC):
         prefix: Prefix | None = None,
         keep: bool = False,
     ) -> tuple[np.ndarray, Prefix | None]:
-        """Run the rows, each following the same `prefix`, and read the last hidden states at some positions.
+        """Compute the rows, each after the same `prefix`, and return last hidden states at some positions.
 
         Args:
-            rows: token ids; none empty. Shorter rows are padded on the right.
-            positions: for each row, which of its own tokens to read (0 is the first token after the prefix).
-            prefix: what stands before every row, or None.
-            keep: return the cache of prefix + row for reuse; allowed for a single row only.
+            rows: Token ids; no row is empty. Shorter rows are padded on the right.
+            positions: For each row, the positions to return; 0 is the first token after the prefix.
+            prefix: The tokens before every row, from an earlier call, or None.
+            keep: Return the cache of prefix and row for reuse; allowed for a single row only.
 
         Returns:
             float32 array [number of positions, hidden size], after the final norm, in the order of rows and positions;
-            and the new prefix if `keep`.
+            and the new prefix if `keep`, else None.
 
         Raises:
-            OutOfMemory: the batch does not fit.
+            OutOfMemory: The batch does not fit.
+            TypeError: The prefix was made by another backend.
+            ValueError: `keep` with several rows.
         """
 
     @abstractmethod
@@ -113,13 +115,14 @@ class Backend(ABC):
         Args:
             hidden: float32 [n, hidden size], from `hidden_states`.
             sources: int64 [m], the row of `hidden` that predicts each token.
-            tokens: int64 [m], the token ids asked for.
+            tokens: int64 [m], token ids.
 
         Returns:
-            float64 [m] log-probabilities (natural logarithm), and bool [m]: the token is the most probable one.
+            float64 [m] log-probabilities (natural logarithm), and bool [m]: whether the token is the most probable one.
 
         Raises:
-            OutOfMemory: the projection does not fit.
+            OutOfMemory: The projection does not fit.
+            ValueError: A token outside the vocabulary.
         """
 
     @abstractmethod
@@ -132,20 +135,20 @@ class Backend(ABC):
         """Continue every prompt, as one batch.
 
         Args:
-            prompts: token ids, none empty.
-            sampling: length limit, stop strings, temperature.
-            on_text: called with (index of the prompt, its whole text so far) as text appears.
+            prompts: Token ids; no prompt is empty.
+            sampling: Length limit, stop strings, temperature.
+            on_text: Called with the index of a prompt and its whole text so far, whenever the text has grown.
 
         Returns:
-            The continuations, cut before the first stop string, special tokens left out.
+            The continuations, cut before the first stop string, without special tokens.
 
         Raises:
-            OutOfMemory: the batch does not fit.
+            OutOfMemory: The batch does not fit.
         """
 
     @abstractmethod
     def peak_memory(self) -> int | None:
-        """Return the peak bytes that the device's allocator held; None where the process's own is the measure."""
+        """Return the most bytes that the device's allocator held; None if the process's memory is the measure."""
 
 
 # (name below the cache, what fills an empty directory, what to tell the user) -> the directory, made once.
@@ -160,7 +163,7 @@ class BackendKind:
         name: Such as "mlx-q4".
         family: The library behind it.
         summary: A line for the list of backends.
-        settings: What tells it from the family's other backends: a device, a number of bits.
+        settings: How it differs from the family's other backends: a device, a number of bits.
     """
 
     name: str
@@ -171,7 +174,7 @@ class BackendKind:
 
 @dataclass(frozen=True)
 class LoadRequest:
-    """What a backend is loaded from and how.
+    """A model to load, and how to load it.
 
     Attributes:
         model_dir: Holds config.json, tokenizer.json and safetensors.
@@ -192,7 +195,7 @@ class LoadRequest:
 
 @dataclass(frozen=True)
 class Finding:
-    """A line of `rsg-harness doctor`. `advice` says what to do; it is empty where all is well."""
+    """A line of `rsg-harness doctor`. `advice` says what to do; it is empty if nothing is wrong."""
 
     name: str
     value: str
@@ -214,7 +217,7 @@ class Family(ABC):
 
     @abstractmethod
     def problem(self, kind: BackendKind) -> str:
-        """Say why a backend cannot run on this machine; "" where it can."""
+        """Say why a backend cannot run on this machine; "" if it can."""
 
     def default_execution(self) -> str:
         """Return the library that computes on this machine."""
@@ -230,4 +233,4 @@ class Family(ABC):
 
     @abstractmethod
     def findings(self) -> list[Finding]:
-        """Return what the doctor should say about the library on this machine."""
+        """Return the doctor's lines about the library on this machine."""

@@ -1,7 +1,7 @@
-"""Gemma-3 computed by MLX: on Metal on a Mac, elsewhere on the CPU (right, but slow).
+"""Gemma-3 computed by MLX: on Metal on a Mac, elsewhere on the CPU (correct, but slow).
 
-The model and its caches are mlx-lm's; how prefixes are shared, what is projected and where text stops is ours.
-MLX is imported on first use, so that this module imports anywhere. A backend belongs to one thread at a time.
+The model and its caches are mlx-lm's. Sharing prefixes, projecting to the vocabulary and stopping text are done here.
+MLX is imported on first use, so this module can be imported anywhere. Only one thread at a time may use a backend.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from adapters.mlx_weights import (
 from adapters.text import end_tokens, growing_answers, load_tokenizer
 
 BATCH_TOKENS = {"metal": 4096, "cpu": 512}
-# Longer rows go through the cache in pieces: attention masks and scores grow with the square of a piece's length.
+# Longer rows are computed in pieces: attention masks and scores grow with the square of a piece's length.
 PREFILL_TOKENS = 2048
-# One block of logits, and the float32 copy of the rows of the vocabulary matrix that it needs, stay below this each.
+# Limit for one block of logits, and for the float32 copy of the rows of the vocabulary matrix that it needs.
 PROJECTION_BYTES = 128 * 1024 * 1024
 # Parts of the messages with which MLX refuses an allocation: "[malloc] Unable to allocate 1024 bytes.",
 # "[metal::malloc] Attempting to allocate ... greater than the maximum allowed buffer size ...",
@@ -39,19 +39,23 @@ MEMORY_MESSAGES = ("malloc]", "insufficient memory", "outofmemory", "out of memo
 
 
 def import_mlx() -> Any:
-    """mlx.core, or UserError where it is not installed."""
-    # MLX multiplies float32 matrices with a 10-bit mantissa on the newest Macs unless told otherwise before first use.
+    """Return the module mlx.core.
+
+    Raises:
+        UserError: MLX or mlx-lm is not installed, or cannot be loaded.
+    """
+    # On the newest Macs MLX multiplies float32 matrices with a 10-bit mantissa, unless this is set before first use.
     os.environ.setdefault("MLX_ENABLE_TF32", "0")
     try:
         import mlx.core as mx
         import mlx_lm  # noqa: F401
     except ImportError as error:
-        raise UserError(f"MLX is not usable here: {error}", "pip install mlx-lm, and mlx[cpu] on Linux") from error
+        raise UserError(f"MLX cannot be loaded: {error}", "pip install mlx-lm, and mlx[cpu] on Linux") from error
     return mx
 
 
 def metal_available() -> bool:
-    """Whether MLX is installed and computes on a GPU of Apple's."""
+    """Return whether MLX is installed and computes on an Apple GPU."""
     try:
         mx = import_mlx()
     except UserError:
@@ -78,18 +82,18 @@ def load_mlx(
     stored: str | None = None,
     options: dict[str, Any] | None = None,
 ) -> MlxBackend:
-    """Loads a checkpoint for MLX.
+    """Load a checkpoint for MLX.
 
     Args:
-        name: of the backend, for the record.
-        model_dir: an MLX checkpoint, or an unquantised transformers one; see mlx_weights.ensure_mlx_model.
-        dtype: of the computation: "float32", "bfloat16", "float16", or "auto": float32 on a CPU, where MLX's 16-bit
-            kernels accumulate in 16 bits, else `stored`, or bfloat16.
+        name: The backend's name, for the record.
+        model_dir: An MLX checkpoint, or an unquantised transformers one.
+        dtype: Type of the computation: "float32", "bfloat16", "float16" or "auto". "auto" is float32 on a CPU, where
+            MLX's 16-bit kernels accumulate in 16 bits; on a GPU it is `stored`, or bfloat16.
         stored: "float16" or "bfloat16": the type to which an unquantised checkpoint's weights are rounded first.
-        options: what else was asked for, for the record.
+        options: Values of --backend-arg, for the record.
 
     Raises:
-        UserError: MLX is missing, cannot compute this model, or is asked for 16-bit computation on a CPU.
+        UserError: MLX is missing, cannot compute this model, or should compute in 16 bits on a CPU.
     """
     mx = import_mlx()
     from mlx_lm.utils import load_config, load_model
@@ -125,7 +129,7 @@ def load_mlx(
 
 
 class MlxBackend(Backend):
-    """A Gemma-3 of mlx-lm behind the common interface."""
+    """A Gemma-3 model of mlx-lm."""
 
     def __init__(self, model: Any, tokenizer: Any, info: BackendInfo, stop_tokens: frozenset[int]) -> None:
         self.model = model
@@ -169,13 +173,13 @@ class MlxBackend(Backend):
         return result, kept
 
     def _caches(self, prefix: MlxPrefix | None, batch: int) -> list[Any]:
-        """mlx-lm's caches, holding the prefix once for every row. They share no array with the prefix."""
+        """Return mlx-lm's caches with the prefix in every row. They share no array with the prefix."""
         caches = self.model.make_cache()
         if prefix is None:
             return caches
         for cache, (keys, values) in zip(caches, prefix.layers, strict=True):
-            # Caches write into their arrays, and MLX shows such writes through every name of an array object;
-            # broadcast_to makes a new one, even for a batch of one.
+            # Caches write into their arrays, and every reference to an MLX array sees such writes. broadcast_to makes
+            # a new array, even for a batch of one.
             cache.keys = self._mx.broadcast_to(keys, (batch, *keys.shape[1:]))
             cache.values = self._mx.broadcast_to(values, (batch, *values.shape[1:]))
             cache.offset = prefix.length
@@ -202,12 +206,13 @@ class MlxBackend(Backend):
         return logprobs, best
 
     def _project_rows(self, x: Any, rows: np.ndarray, tokens: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
-        """`project` for few enough rows: runs over blocks of the vocabulary, keeping the maximum and the sum.
+        """Do `project` for a few rows: go through the vocabulary in blocks and keep the maximum and the sum.
 
         Args:
             x: float32 array [n, hidden size].
-            rows: [m], row of `x`; tokens: [m], token asked for.
-            block: tokens of the vocabulary at a time.
+            rows: [m], the row of `x` that predicts each token.
+            tokens: [m], the token ids asked for.
+            block: Tokens of the vocabulary in a block.
         """
         mx = self._mx
         head = self._head()
@@ -227,7 +232,7 @@ class MlxBackend(Backend):
         return found, np.array(logit >= peak[row]) & np.isfinite(found)
 
     def _head(self) -> Any:
-        """The module that holds the vocabulary's matrix, quantised or not, tied to the embeddings or not."""
+        """Return the module with the vocabulary matrix: the embeddings if they are tied, else lm_head."""
         return self.model.model.embed_tokens if self.model.tie_word_embeddings else self.model.lm_head
 
     def generate(
@@ -275,7 +280,7 @@ class MlxBackend(Backend):
 
 @contextlib.contextmanager
 def memory_errors() -> Iterator[None]:
-    """Turns MLX's refusals of memory into OutOfMemory and frees what MLX keeps for reuse."""
+    """Turn MLX's errors for lack of memory into OutOfMemory, and free the memory that MLX keeps for reuse."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -287,7 +292,7 @@ def memory_errors() -> Iterator[None]:
 
 
 def _snapshot(caches: list[Any], length: int) -> MlxPrefix:
-    """What mlx-lm's caches of a single row hold, as a prefix of `length` tokens, in memory of its own."""
+    """Copy mlx-lm's caches of a single row into a prefix of `length` tokens."""
     mx = import_mlx()
     layers = []
     for cache in caches:
@@ -302,7 +307,7 @@ def _snapshot(caches: list[Any], length: int) -> MlxPrefix:
 
 
 def _block_logits(mx: Any, head: Any, x: Any, block: slice) -> Any:
-    """Logits of one block of the vocabulary, float32 [n, block], from a plain or quantised [vocabulary, hidden]."""
+    """Return the logits of one block of the vocabulary, float32 [n, block]; `head` may be quantised."""
     if "scales" not in head:
         return x @ head.weight[block].astype(mx.float32).T
     biases = head.get("biases")
@@ -312,9 +317,10 @@ def _block_logits(mx: Any, head: Any, x: Any, block: slice) -> Any:
 
 
 def _sampler(mx: Any, sampling: Sampling) -> Callable[[Any], Any]:
-    """Picks a token for each row of log-probabilities [batch, vocabulary]; temperature comes before top-p.
+    """Return a function that picks a token for each row of log-probabilities [batch, vocabulary].
 
-    mlx-lm's own samplers draw from the process's random state through mx.compile, which releases of MLX have broken.
+    Temperature is applied before top-p. mlx-lm's samplers draw from the process's random state through mx.compile,
+    which some releases of MLX have broken.
     """
     if sampling.temperature == 0:
         return lambda logprobs: mx.argmax(logprobs, axis=-1)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from adapters.base import Backend, BackendKind, Family, Finding, LoadRequest, UserError, first_line, is_installed
-from adapters.torch_family import torch_problem
+from adapters.torch_family import set_threads, torch_problem
 
 _BITS = (8, 6, 4, 3)
 _STORED = {"fp16": "float16", "bf16": "bfloat16"}
@@ -42,6 +42,8 @@ class MlxFamily(Family):
             raise UserError(f"--backend {kind.name} needs MLX, which is not installed", "pip install 'mlx[cpu]' mlx-lm")
         from adapters.mlx_weights import ensure_mlx_model
 
+        set_threads(request.args)
+        args = {name: value for name, value in request.args.items() if name != "threads"}
         bits, stored = kind.settings.get("bits"), kind.settings.get("stored")
         mlx_dir = ensure_mlx_model(
             request.model_dir,
@@ -49,13 +51,13 @@ class MlxFamily(Family):
             dtype="bfloat16",
             cached=request.cached,
             fingerprint=request.fingerprint,
-            **request.args,
+            **args,
         )
         if request.execution == "torch":
             return _load_in_torch(kind.name, mlx_dir, request.dtype, stored)
         from adapters.mlx_backend import load_mlx
 
-        return load_mlx(kind.name, mlx_dir, dtype=request.dtype, stored=stored, options=dict(request.args))
+        return load_mlx(kind.name, mlx_dir, dtype=request.dtype, stored=stored, options=args)
 
     def findings(self) -> list[Finding]:
         if problem := mlx_problem():

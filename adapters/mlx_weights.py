@@ -1,7 +1,7 @@
-"""Gemma-3 checkpoints as MLX stores them: quantising, reading back, sizes.
+"""Gemma-3 checkpoints as MLX stores them: quantise, dequantise, measure.
 
-transformers and mlx-lm use the same tensor names for Gemma-3, so that only the configuration and quantised matrices
-need translation. Quantisation itself is mlx_lm.convert, called, not imitated. MLX is imported on first use.
+transformers and mlx-lm use the same tensor names for Gemma-3, so only the configuration and quantised matrices need
+translation. mlx_lm.convert does the quantisation. MLX is imported on first use.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ QUANTIZATION_MODES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "nvfp4": ((4,), (16,)),
     "mxfp8": ((8,), (32,)),
 }
-# mlx-lm's mixed recipes: more bits for the values that llama.cpp's K-quants spend them on too.
+# mlx-lm's mixed recipes give more bits to the matrices to which llama.cpp's K-quants give more.
 MIXED_RECIPES = ("mixed_3_4", "mixed_3_6", "mixed_4_6")
 BYTES_PER_VALUE = {"float32": 4, "float16": 2, "bfloat16": 2}
-# Matrices are dequantised in blocks of rows of about this many values: a 262,144-row embedding must not exist twice.
+# Values that are dequantised at a time, so that an embedding of 262,144 rows does not exist twice.
 VALUES_PER_BLOCK = 16 * 1024 * 1024
 TOKENIZER_FILES = ("tokenizer", "special_tokens", "added_tokens", "chat_template")
 # Part of the cache key: raise it when a cached conversion of the same settings would come out differently.
@@ -37,7 +37,7 @@ CONVERSION_VERSION = 1
 
 
 def read_config(model_dir: Path) -> dict[str, Any]:
-    """Return config.json of a model directory. Raises UserError if there is none or it is not JSON."""
+    """Return config.json of a model directory; raise UserError if there is none or it is not JSON."""
     try:
         return json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -51,13 +51,13 @@ def mlx_config(config: dict[str, Any]) -> dict[str, Any]:
     and sliding_window_pattern, and silently takes Gemma's usual values where they are missing.
 
     Args:
-        config: contents of config.json, in the old form, the new one, or both (then the new one wins).
+        config: Contents of config.json in the old form, the new one, or both (then the new one wins).
 
     Returns:
         A copy of `config` with those four keys and `sliding_window` set.
 
     Raises:
-        UserError: the model is one that mlx-lm would compute wrongly.
+        UserError: mlx-lm would compute this model wrongly.
     """
     if config.get("model_type") != "gemma3_text":
         raise UserError(
@@ -79,7 +79,7 @@ def mlx_config(config: dict[str, Any]) -> dict[str, Any]:
     sliding = {"rope_theta": config.get("rope_local_base_freq") or 10_000.0, **(ropes.get("sliding_attention") or {})}
     full_type, sliding_type = (rope.get("rope_type") or rope.get("type") or "default" for rope in (full, sliding))
     if full_type not in ("default", "linear") or sliding_type != "default":
-        raise UserError(f"MLX cannot use rope types {full_type!r} and {sliding_type!r} here", "use the torch backend")
+        raise UserError(f"MLX cannot compute rope types {full_type!r} and {sliding_type!r}", "use the torch backend")
     return {
         **config,
         "rope_theta": full["rope_theta"],
@@ -91,7 +91,7 @@ def mlx_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _sliding_window_pattern(config: dict[str, Any]) -> int:
-    """Return n where every n-th layer is global, as mlx-lm assumes. Raises UserError for other layouts."""
+    """Return n where every n-th layer is global, as mlx-lm assumes; raise UserError for other layouts."""
     layers = config.get("layer_types")
     if not layers:
         return config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6
@@ -111,7 +111,7 @@ def quantization_of(config: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def check_quantization(config: dict[str, Any], bits: int, group_size: int, mode: str) -> None:
-    """Raise UserError if MLX cannot quantise every matrix of the model this way (mlx-lm would skip some silently)."""
+    """Raise UserError if MLX cannot quantise every matrix of the model this way; mlx-lm would silently skip some."""
     if mode not in QUANTIZATION_MODES:
         raise UserError(f"unknown quantisation mode {mode!r}", f"one of {', '.join(QUANTIZATION_MODES)}")
     all_bits, group_sizes = QUANTIZATION_MODES[mode]
@@ -234,16 +234,16 @@ def dequantized_state(
     Quantised matrices are dequantised by mx.dequantize with float32 scales, just as MLX's float32 execution does.
 
     Args:
-        model_dir: holds config.json and model*.safetensors.
-        dtype: "float32", or "bfloat16" (rounds once more, at the end), of the tensors given back.
-        stored: "float16" or "bfloat16": what an unquantised checkpoint's values are rounded to before anything else,
-            the numbers that MLX would hold. None leaves them, and so does a quantised checkpoint.
+        model_dir: Holds config.json and model*.safetensors.
+        dtype: Type of the returned tensors: "float32", or "bfloat16", which rounds once more at the end.
+        stored: "float16" or "bfloat16": the type to which an unquantised checkpoint's values are rounded first, as in
+            MLX. None: no rounding. It has no effect on a quantised checkpoint.
 
     Yields:
         (name, torch tensor on the CPU), named as in transformers' Gemma3ForCausalLM; no lm_head.weight if it is tied.
 
     Raises:
-        UserError: no weights, or a quantisation that does not fit the stored matrices.
+        UserError: There are no weights, or the quantisation does not fit the stored matrices.
     """
     import mlx.core as mx
     import numpy as np
@@ -279,16 +279,16 @@ def dequantized_state(
 def layer_quantization(
     quantization: dict[str, Any] | None, path: str, packed_width: int, groups: int
 ) -> dict[str, Any]:
-    """{"bits", "group_size", "mode"} of one matrix: its own entry in the configuration, or else the general one.
+    """Return bits, group_size and mode of one matrix: its own entry in the configuration, or else the general one.
 
     Args:
-        quantization: see `quantization_of`.
-        path: name of the matrix without ".weight".
+        quantization: From `quantization_of`.
+        path: Name of the matrix without ".weight".
         packed_width: 32-bit words in a row of the matrix.
-        groups: scales in a row.
+        groups: Scales in a row.
 
     Raises:
-        UserError: the entry does not fit the matrix.
+        UserError: The entry does not fit the matrix.
     """
     entry = (quantization or {}).get(path)
     entry = entry if isinstance(entry, dict) else quantization or {}
@@ -303,7 +303,7 @@ def layer_quantization(
 
 
 def weight_files(model_dir: Path) -> list[Path]:
-    """The safetensors files that mlx-lm and transformers read. UserError if there are none."""
+    """Return the safetensors files that mlx-lm and transformers read; raise UserError if there are none."""
     files = sorted(model_dir.glob("model*.safetensors"))
     if not files:
         raise UserError(f"no model*.safetensors in {model_dir}")
@@ -311,7 +311,7 @@ def weight_files(model_dir: Path) -> list[Path]:
 
 
 def describe_weights(model_dir: Path, stored: str | None = None) -> str:
-    """How the weights are stored, for people: "4-bit, group size 64", or for an unquantised checkpoint `stored`."""
+    """Say how the weights are stored: "4-bit, group size 64", or `stored` for an unquantised checkpoint."""
     quantization = quantization_of(read_config(model_dir))
     if quantization is None:
         return stored or read_config(model_dir).get("dtype") or "float32"
@@ -324,10 +324,10 @@ def describe_weights(model_dir: Path, stored: str | None = None) -> str:
 
 
 def stored_bytes(model_dir: Path, dtype: str | None = None) -> int:
-    """Bytes of all weights as stored, quantisation's scales and biases included.
+    """Return the bytes of all weights as stored, with the scales and biases of the quantisation.
 
     Args:
-        dtype: for an unquantised checkpoint, count every parameter as of this type instead of as the file has it.
+        dtype: Type in which an unquantised checkpoint's parameters are counted; None: as in the file.
     """
     tensors = _tensor_headers(model_dir)
     if dtype and quantization_of(read_config(model_dir)) is None:
@@ -336,7 +336,7 @@ def stored_bytes(model_dir: Path, dtype: str | None = None) -> int:
 
 
 def parameter_count(model_dir: Path) -> int:
-    """Number of parameters; those of a quantised matrix as before quantisation, its scales and biases not counted."""
+    """Return the number of parameters before quantisation: scales and biases are not counted."""
     quantization = quantization_of(read_config(model_dir))
     tensors = _tensor_headers(model_dir)
     total = 0
@@ -352,7 +352,7 @@ def parameter_count(model_dir: Path) -> int:
 
 
 def _tensor_headers(model_dir: Path) -> dict[str, Any]:
-    """name -> {"dtype", "shape", "data_offsets"} of every tensor, read from the safetensors headers alone."""
+    """Return dtype, shape and data_offsets of every tensor by name, from the safetensors headers alone."""
     tensors: dict[str, Any] = {}
     for file in weight_files(model_dir):
         with file.open("rb") as stream:

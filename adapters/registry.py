@@ -78,10 +78,5 @@ def load_backend(
         UserError: The backend or the model cannot be used on this machine.
     """
     kind = BACKENDS[name]
-    options = dict(args or {})
-    if "threads" in options:
-        import torch
-
-        torch.set_num_threads(options.pop("threads"))
-    request = LoadRequest(model_dir, fingerprint, cached, pick_execution(kind, execution), dtype, options)
+    request = LoadRequest(model_dir, fingerprint, cached, pick_execution(kind, execution), dtype, args or {})
     return kind.family.load(kind, request)

@@ -39,12 +39,12 @@ class TorchPrefix(Prefix):
         self.length = length
 
     def repeated(self, rows: int, keep: bool) -> DynamicCache:
-        """A cache for `rows` rows after this prefix. Shares the memory: an update concatenates into new tensors.
+        """Return a cache for `rows` rows after this prefix. It shares the memory: updates concatenate into new tensors.
 
         Args:
-            rows: the batch size.
-            keep: False: the cache forgets what is appended, which no one will read again; else a batch would hold the
-                repeated prefix of all layers at once.
+            rows: The batch size.
+            keep: Whether the cache will be read again. If not, it forgets what is appended; otherwise a batch would
+                hold the repeated prefix of all layers at once.
         """
         branch = copy.copy(self._cache)
         layers: list[Any] = [copy.copy(layer) for layer in self._cache.layers]
@@ -58,7 +58,7 @@ class TorchPrefix(Prefix):
 
 
 def _forgetting(layer: Any) -> Callable[..., Any]:
-    """The layer's own `update`, after which it holds what it held before."""
+    """Return the layer's `update` with one change: the layer itself keeps its old keys and values."""
     update, keys, values = layer.update, layer.keys, layer.values
 
     def update_and_forget(*args: Any, **kwargs: Any) -> Any:
@@ -88,8 +88,9 @@ class TorchBackend(Backend):
     ) -> tuple[np.ndarray, Prefix | None]:
         if keep and len(rows) != 1:
             raise ValueError("only a single row can be kept as a prefix")
-        assert prefix is None or isinstance(prefix, TorchPrefix)
-        # Padding stands on the right: a causal mask keeps it from every real token, so no mask of its own is needed.
+        if prefix is not None and not isinstance(prefix, TorchPrefix):
+            raise TypeError("the prefix was made by another backend")
+        # Padding stands on the right, where the causal mask hides it from every real token.
         longest = max(map(len, rows))
         ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=self.model.device)
         cache: DynamicCache | None = None
@@ -112,6 +113,8 @@ class TorchBackend(Backend):
     @torch.inference_mode()
     def project(self, hidden: np.ndarray, sources: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         weight = self.model.get_output_embeddings().weight
+        if len(tokens) and not 0 <= int(np.min(tokens)) <= int(np.max(tokens)) < len(weight):
+            raise ValueError(f"token ids must lie in 0 to {len(weight) - 1}")
         logprobs = np.empty(len(tokens))
         greedy = np.empty(len(tokens), dtype=bool)
         for start in range(0, len(hidden), POSITION_CHUNK):
@@ -136,6 +139,8 @@ class TorchBackend(Backend):
         sampling: Sampling,
         on_text: Callable[[int, str], None] | None = None,
     ) -> list[str]:
+        if not prompts or sampling.max_new_tokens < 1:
+            return [""] * len(prompts)
         # Padding stands on the left here: transformers' generation continues every row at the same column.
         longest = max(map(len, prompts))
         pad = self.tokenizer.pad_token_id or 0
@@ -173,7 +178,7 @@ class TorchBackend(Backend):
 
 
 class _StopWatcher(transformers.StoppingCriteria):
-    """Ends a row at its first stop string and reports the text as it grows."""
+    """End a row at its first stop string and report the text as it grows."""
 
     def __init__(self, tokenizer: Any, prompt_length: int, answers: list[GrowingAnswer]) -> None:
         self._tokenizer = tokenizer
@@ -188,10 +193,10 @@ class _StopWatcher(transformers.StoppingCriteria):
 
 @contextlib.contextmanager
 def _exact_bfloat16_products(weight_dtype: torch.dtype) -> Iterator[None]:
-    """Lets oneDNN multiply float32 matrices as bfloat16 (summing in float32) while both hold bfloat16 numbers.
+    """Let oneDNN multiply float32 matrices that hold bfloat16 numbers as bfloat16, with sums in float32.
 
     Hidden states and weights of a bfloat16 model are exact in bfloat16, so nothing is rounded, and the product is about
-    twice as fast. Only the result must be float32, or one in forty yes/no questions ends in a tie.
+    twice as fast. The result must be float32: in bfloat16 one in forty yes/no questions ends in a tie.
     """
     if weight_dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():
         yield
@@ -208,16 +213,16 @@ def _exact_bfloat16_products(weight_dtype: torch.dtype) -> Iterator[None]:
 def _vocabulary_pass(
     hidden: torch.Tensor, weight: torch.Tensor, rows: torch.Tensor, wanted: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """One pass over the vocabulary in float32, a slice at a time.
+    """Compute logits over the vocabulary in float32, a slice at a time, and keep what log-probabilities need.
 
     Args:
         hidden: float32 [n, hidden size].
         weight: [vocabulary, hidden size], any type.
-        rows: int64 [m], which hidden state predicts each wanted token.
+        rows: int64 [m], the hidden state that predicts each wanted token.
         wanted: int64 [m], token ids.
 
     Returns:
-        log of the sum of exponentials [n], the largest logit [n], the wanted logits [m]; all float32.
+        The logarithm of the sum of exponentials [n], the largest logit [n], the wanted logits [m]; all float32.
     """
     best = torch.full((len(hidden),), -torch.inf, device=hidden.device)
     total = torch.zeros_like(best)
@@ -233,7 +238,7 @@ def _vocabulary_pass(
 
 
 def raise_if_out_of_memory(error: RuntimeError) -> None:
-    """Raises OutOfMemory if the error is PyTorch's for a lack of memory (each device words it in its own way)."""
+    """Raise OutOfMemory if PyTorch ran out of memory. Each device words this error in its own way."""
     text = str(error)
     if isinstance(error, torch.OutOfMemoryError) or any(
         words in text
@@ -243,21 +248,21 @@ def raise_if_out_of_memory(error: RuntimeError) -> None:
 
 
 def pick_device(wanted: str) -> str:
-    """`auto` picks cuda, mps or cpu, in this order.
+    """Return the wanted device; "auto" picks cuda, mps or cpu, in this order.
 
     Raises:
-        UserError: the device asked for is not there.
+        UserError: The machine has no such device.
     """
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted == "auto":
         return next(device for device, available in there.items() if available)
     if not there[wanted]:
-        raise UserError(f"PyTorch finds no {wanted} device here", "use --backend torch, which picks what is there")
+        raise UserError(f"PyTorch finds no {wanted} device", "use --backend torch, which picks an available device")
     return wanted
 
 
 def pick_dtype(wanted: str, device: str) -> torch.dtype:
-    """`auto` is bfloat16 where the device computes in it, else float32.
+    """Return the type of the computation; "auto" is bfloat16 if the device has units for it, else float32.
 
     Raises:
         UserError: float16, in which Gemma-3 overflows under transformers.
@@ -285,24 +290,24 @@ def load_torch(
     weights: str | None = None,
     weights_bytes: int | None = None,
 ) -> TorchBackend:
-    """Loads a transformers directory, or given weights into its architecture.
+    """Load a transformers model, from its directory or from given weights.
 
     Args:
-        name: the backend's name for the record.
-        model_dir: config.json, tokenizer.json and, without `state`, safetensors.
-        device: auto, cpu, mps, cuda.
-        dtype: auto, float32, bfloat16.
-        state: weights to use in place of the directory's (dequantised MLX weights).
-        weights, weights_bytes: how those weights are stored, for the record.
+        name: The backend's name, for the record.
+        model_dir: Holds config.json, tokenizer.json and, without `state`, safetensors.
+        device: "auto", "cpu", "mps" or "cuda".
+        dtype: "auto", "float32" or "bfloat16".
+        state: Weights to use in place of the directory's, such as dequantised MLX weights.
+        weights, weights_bytes: How those weights are stored, for the record.
 
     Raises:
-        UserError: no such device, a type that fails, an architecture other than Gemma-3 text.
+        UserError: The device is missing, the type cannot be used, or files are damaged or missing.
     """
     device = pick_device(device)
     torch_dtype = pick_dtype(dtype, device)
     config = Gemma3TextConfig.from_pretrained(model_dir)
     if state is not None:
-        # mlx-lm writes this key for its own use; transformers would take it for a method of its own.
+        # mlx-lm writes this key for its own use; transformers would read it as one of its own methods.
         vars(config).pop("quantization_config", None)
     config._attn_implementation = CPU_ATTENTION if device == "cpu" else "sdpa"
     model = _load_weights(model_dir, config, torch_dtype, state)
@@ -328,10 +333,10 @@ def load_torch(
 def _load_weights(
     model_dir: Path, config: Gemma3TextConfig, dtype: torch.dtype, state: dict[str, torch.Tensor] | None
 ) -> Any:
-    """The model with all its weights, from the directory or from `state`.
+    """Return the model with all its weights, from the directory or from `state`.
 
     Raises:
-        UserError: damaged files, or weights that are missing: transformers would make random ones up.
+        UserError: Files are damaged, or weights are missing (transformers would fill these with random numbers).
     """
     # With given weights there is no directory to read: transformers documents None for this.
     source: Any = model_dir if state is None else None
@@ -351,7 +356,7 @@ def _load_weights(
     missing = sorted(report["missing_keys"])
     if missing:
         raise UserError(
-            f"{model_dir} lacks {len(missing)} weights, {missing[0]} among them", "copy all its *.safetensors files"
+            f"{model_dir} lacks {len(missing)} weights, among them {missing[0]}", "copy all its *.safetensors files"
         )
     return model
 

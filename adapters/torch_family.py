@@ -39,6 +39,7 @@ class TorchFamily(Family):
         from adapters.mlx_weights import quantization_of, read_config
         from adapters.torch_backend import load_torch
 
+        set_threads(request.args)
         quantised = quantization_of(read_config(request.model_dir))
         if quantised is not None:
             raise UserError(
@@ -55,9 +56,17 @@ class TorchFamily(Family):
         return [Finding("devices of torch", ", ".join(there)), _bfloat16(torch), *_attention(torch)]
 
 
+def set_threads(args: Mapping[str, Any]) -> None:
+    """Let PyTorch compute with as many threads as `--backend-arg threads=N` says."""
+    if "threads" in args:
+        import torch
+
+        torch.set_num_threads(args["threads"])
+
+
 @functools.cache
 def import_torch() -> Any:
-    """Return the module torch, or in a few words why there is none."""
+    """Return the module torch, or say in a few words why it cannot be used."""
     if not is_installed("torch"):
         return "PyTorch is not installed"
     try:

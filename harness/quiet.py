@@ -1,4 +1,4 @@
-"""Keeps libraries from talking over the progress bar and the one-line errors."""
+"""Keep the messages of libraries away from the progress bars and the one-line errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Shows only errors of lm-eval, transformers, datasets and their progress bars not at all."""
+    """Inside the block, show only errors of lm-eval, transformers and datasets, and hide their progress bars."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     import datasets
     import transformers

@@ -1,12 +1,13 @@
-"""What every backend promises, against plain transformers: full sequences, no cache, float32, eager attention.
+"""The contract of every backend, against plain transformers: full sequences, no cache, float32, eager attention.
 
-A new adapter joins by one line in `LOADERS`.
+A new adapter joins by one line in `ADAPTERS`.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from adapters.base import Backend, Prefix, Sampling
+from adapters.base import Backend, OutOfMemory, Prefix, Sampling
 from adapters.text import cut_at_stop
 from tests.tiny_gemma import VOCABULARY_SIZE, make_tiny_gemma
 
@@ -27,20 +28,47 @@ LENGTHS = (3, 40, WINDOW, 1, WINDOW + 1)
 RandomSequence = Callable[[int], list[int]]
 
 
-def _torch(directory: Path) -> Backend:
+@dataclass(frozen=True)
+class Adapter:
+    """What the suite needs of an adapter.
+
+    Attributes:
+        load: Loads a directory to compute in float32.
+        fail: Makes every computation of a loaded backend raise an error, until the test ends.
+        memory_error: An error as the library raises it when memory runs out.
+    """
+
+    load: Callable[[Path], Backend]
+    fail: Callable[[Any, Exception, pytest.MonkeyPatch], None]
+    memory_error: Exception
+
+
+def _load_torch(directory: Path) -> Backend:
     from adapters.torch_backend import load_torch
 
     return load_torch("torch-cpu", directory, device="cpu", dtype="float32")
 
 
-def _mlx(directory: Path) -> Backend:
+def _load_mlx(directory: Path) -> Backend:
     pytest.importorskip("mlx.core")
     from adapters.mlx_backend import load_mlx
 
     return load_mlx("mlx-bf16", directory, dtype="float32", stored="bfloat16")
 
 
-LOADERS: dict[str, Callable[[Path], Backend]] = {"torch": _torch, "mlx": _mlx}
+def _fail(backend: Any, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the decoder of transformers or mlx-lm raise."""
+
+    def call(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(type(backend.model.model), "__call__", call, raising=False)
+
+
+ADAPTERS = {
+    "torch": Adapter(_load_torch, _fail, RuntimeError("[enforce fail at alloc_cpu.cpp:124] not enough memory")),
+    "mlx": Adapter(_load_mlx, _fail, RuntimeError("[metal::malloc] Resource limit (499000) exceeded.")),
+}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -57,9 +85,14 @@ def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     return make_tiny_gemma(tmp_path_factory.mktemp("gemma"), tie_word_embeddings=request.param == "tied")
 
 
-@pytest.fixture(scope="module", params=LOADERS)
-def backend(request: pytest.FixtureRequest, directory: Path) -> Backend:
-    return LOADERS[request.param](directory)
+@pytest.fixture(scope="module", params=ADAPTERS)
+def adapter(request: pytest.FixtureRequest) -> Adapter:
+    return ADAPTERS[request.param]
+
+
+@pytest.fixture(scope="module")
+def backend(adapter: Adapter, directory: Path) -> Backend:
+    return adapter.load(directory)
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +192,7 @@ def test_a_row_read_while_its_cache_is_kept_gives_the_same_states(backend, rando
     kept, prefix = backend.hidden_states([sequence], [[3, 29]], keep=True)
     assert nothing is None
     assert prefix.length == 30
-    np.testing.assert_allclose(alone, kept, atol=1e-5)
+    np.testing.assert_array_equal(alone, kept)
 
 
 def test_positions_come_back_in_the_order_of_rows_and_positions(backend, random_sequence):
@@ -180,6 +213,30 @@ def test_only_a_single_row_can_be_kept(backend, random_sequence):
         backend.hidden_states([random_sequence(3), random_sequence(3)], [[], []], keep=True)
 
 
+def test_a_prefix_of_another_backend_is_refused(backend, random_sequence):
+    foreign = Prefix()
+    foreign.length = 3
+    with pytest.raises(TypeError, match="another backend"):
+        backend.hidden_states([random_sequence(3)], [[0]], foreign)
+
+
+def test_lack_of_memory_is_out_of_memory_and_other_errors_stay(adapter, backend, random_sequence, monkeypatch):
+    sequence = random_sequence(3)
+    with monkeypatch.context() as patch:
+        adapter.fail(backend, adapter.memory_error, patch)
+        with pytest.raises(OutOfMemory):
+            backend.hidden_states([sequence], [[0]])
+        with pytest.raises(OutOfMemory):
+            backend.generate([sequence], Sampling(max_new_tokens=2))
+    with monkeypatch.context() as patch:
+        adapter.fail(backend, RuntimeError("shapes do not match"), patch)
+        with pytest.raises(RuntimeError, match="shapes"):
+            backend.hidden_states([sequence], [[0]])
+        with pytest.raises(RuntimeError, match="shapes"):
+            backend.generate([sequence], Sampling(max_new_tokens=2))
+    assert backend.hidden_states([sequence], [[0]])[0].shape == (1, backend.info.hidden_size)
+
+
 # --- project ----------------------------------------------------------------------------------------------------------
 
 
@@ -188,6 +245,7 @@ def test_nan_comes_through_stays_in_its_own_row_and_is_never_the_best(backend):
     hidden[1, 5] = np.nan
     found, best = backend.project(hidden, np.array([0, 1, 2, 1]), np.array([7, 7, 7, 9]))
     np.testing.assert_array_equal(np.isnan(found), [False, True, False, True])
+    assert np.isfinite(found[[0, 2]]).all()
     assert not best[[1, 3]].any()
 
 
@@ -195,6 +253,21 @@ def test_nothing_to_project_gives_empty_arrays(backend):
     hidden = np.empty((0, backend.info.hidden_size), dtype=np.float32)
     found, greedy = backend.project(hidden, np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
     assert found.shape == greedy.shape == (0,)
+
+
+def test_very_large_logits_do_not_overflow(backend, model):
+    hidden = np.full((1, backend.info.hidden_size), 300.0, dtype=np.float32)
+    weight = model.get_output_embeddings().weight.detach().double().numpy()
+    table = torch.from_numpy(hidden.astype(np.float64) @ weight.T).log_softmax(-1).numpy()[0]
+    found, _ = backend.project(hidden, np.zeros(VOCABULARY_SIZE, dtype=np.int64), np.arange(VOCABULARY_SIZE))
+    np.testing.assert_allclose(found, table, rtol=1e-5, atol=1e-2)
+
+
+@pytest.mark.parametrize("token", [-1, VOCABULARY_SIZE])
+def test_a_token_outside_the_vocabulary_is_refused(backend, token):
+    hidden = np.zeros((1, backend.info.hidden_size), dtype=np.float32)
+    with pytest.raises(ValueError, match=str(VOCABULARY_SIZE - 1)):
+        backend.project(hidden, np.array([0]), np.array([token]))
 
 
 # --- generate ---------------------------------------------------------------------------------------------------------
@@ -224,14 +297,14 @@ def test_text_ends_before_the_first_stop_string_of_its_own_row(backend, random_s
     assert len(stopped[0]) <= 4
 
 
-@pytest.mark.parametrize("stop", [(), ("\n\n",), ("\n", "K", "й")])
-def test_the_callback_sees_growing_texts_and_lastly_the_result(backend, random_sequence, stop):
+@pytest.mark.parametrize(("stop", "fewest"), [((), 6), (("\n\n",), 6), (("\n", "K", "й"), 3)])
+def test_the_callback_sees_growing_texts_and_lastly_the_result(backend, random_sequence, stop, fewest):
     prompts = [random_sequence(20) for _ in range(3)]
     seen: dict[int, list[str]] = {row: [] for row in range(3)}
     sampling = Sampling(max_new_tokens=16, stop=stop)
     texts = backend.generate(prompts, sampling, on_text=lambda row, text: seen[row].append(text))
-    assert [calls[-1] if calls else "" for calls in seen.values()] == texts
-    assert max(map(len, seen.values())) > 2
+    assert [calls[-1:] for calls in seen.values()] == [[text] if text else [] for text in texts]
+    assert max(map(len, seen.values())) >= fewest
     for calls in seen.values():
         assert all(late.startswith(early) for early, late in pairwise(calls[:-1]))
 
@@ -252,6 +325,25 @@ def test_a_tiny_nucleus_and_a_low_temperature_are_greedy(backend, random_sequenc
     greedy = backend.generate(prompts, Sampling(max_new_tokens=12))
     assert backend.generate(prompts, Sampling(max_new_tokens=12, temperature=1.0, top_p=1e-6, seed=5)) == greedy
     assert backend.generate(prompts, Sampling(max_new_tokens=12, temperature=1e-5, seed=3)) == greedy
+
+
+def test_nothing_to_generate_is_no_error(backend, random_sequence):
+    assert backend.generate([], Sampling(max_new_tokens=5)) == []
+    assert backend.generate([random_sequence(3), random_sequence(9)], Sampling(max_new_tokens=0)) == ["", ""]
+
+
+def test_generation_ends_at_an_end_token_of_the_configuration(adapter, backend, model, random_sequence, tmp_path):
+    prompt = random_sequence(20)
+    ids = model.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False, pad_token_id=0)[0][20:].tolist()
+    place, end = next((n, token) for n, token in enumerate(ids) if n > 2 and token > 5 and token not in ids[:n])
+    tied = model.config.tie_word_embeddings
+    ending = adapter.load(make_tiny_gemma(tmp_path, eos_token_id=[1, end], tie_word_embeddings=tied))
+    whole = backend.generate([prompt], Sampling(max_new_tokens=24))[0]
+    ended = ending.generate([prompt], Sampling(max_new_tokens=24))[0]
+    # Whether the end token's own text belongs to the answer is left to the library; real end tokens have none.
+    decoded = [backend.tokenizer.decode(ids[:length], skip_special_tokens=True) for length in (place, place + 1)]
+    assert ended in decoded
+    assert len(ended) < len(whole)
 
 
 def test_generation_works_in_another_thread(backend, random_sequence):

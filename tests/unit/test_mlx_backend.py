@@ -1,4 +1,4 @@
-"""What the MLX backend does beside the numbers: text, sampling, records, errors."""
+"""The MLX backend beyond the contract: ends of turns, sampling, the record, errors of MLX."""
 
 from __future__ import annotations
 
@@ -56,16 +56,6 @@ def test_samples_are_drawn_from_the_nucleus_in_the_right_proportions():
     logprobs = mx.broadcast_to(mx.log(mx.array([0.1, 0.5, 0.3, 0.1])), (4000, 4))
     shares = np.bincount(np.array(draw(logprobs)), minlength=4) / 4000
     np.testing.assert_allclose(shares, [0, 0.625, 0.375, 0], atol=0.03)
-
-
-def test_nothing_to_generate_is_no_error(backend, prompts):
-    assert backend.generate([], Sampling(max_new_tokens=5)) == []
-    assert backend.generate(prompts[:2], Sampling(max_new_tokens=0)) == ["", ""]
-
-
-def test_a_token_outside_the_vocabulary_is_refused(backend):
-    with pytest.raises(ValueError, match="511"):
-        backend.project(np.zeros((1, 64), dtype=np.float32), np.array([0]), np.array([512]))
 
 
 @pytest.mark.parametrize(
