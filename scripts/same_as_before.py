@@ -341,10 +341,10 @@ def main() -> int:
         "--tree", type=Path, default=REPOSITORY, metavar="DIR", help="the newer tree; default: this one"
     )
     parser.add_argument("--work", type=Path, metavar="DIR", help="the newer tree's outputs; default: temporary")
-    parser.add_argument("--resume", action="store_true", help="go on with --work; the tree must be as it was")
+    parser.add_argument("--resume", action="store_true", help="continue in --work; the tree must not have changed")
     args = parser.parse_args()
     if args.work and args.work.exists() and any(args.work.iterdir()) and not args.resume:
-        parser.error(f"{args.work} is not empty: name another --work, or go on with --resume")
+        parser.error(f"{args.work} is not empty: name another --work, or continue with --resume")
     temporary = Path(tempfile.mkdtemp(prefix="same-as-before-"))
     baseline = (args.baseline or temporary / "before").resolve()
     work = (args.work or temporary / "after").resolve()

@@ -67,7 +67,7 @@ def load_dataset(
 class FixedShots(ContextSampler):
     """Draws the few-shot examples once, by the seed, with balanced labels, and shows every document the same ones.
 
-    lm-eval's default draws anew for every document, which leaves nothing to share between prompts.
+    lm-eval's default draws new ones for every document, which leaves nothing to share between prompts.
     """
 
     def set_rnd(self, rnd: int | None) -> FixedShots:

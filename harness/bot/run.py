@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import re
 import signal
 from pathlib import Path
 
+from adapters.mlx_weights import quantization_of, read_config
 from harness.bot.console import Console
 from harness.bot.conversation import Conversation
 from harness.bot.options import BotOptions
@@ -62,7 +62,8 @@ async def _serve(
         opened.name,
         lambda language: describe(opened, row, language),
         predictor.tasks,
-        can_compare=not _is_quantised(opened.local.path),
+        # Beside quantised weights there is no original to load.
+        can_compare=quantization_of(read_config(opened.local.path)) is None,
     )
     service = Service(store, conversation, worker, Limits())
     if token is None:
@@ -82,11 +83,6 @@ def _other_options(options: ModelOptions, opened: OpenModel) -> ModelOptions:
     return ModelOptions(
         options.model, other, execution=options.execution, apply_chat_template=options.apply_chat_template
     )
-
-
-def _is_quantised(directory: Path) -> bool:
-    """Return whether a model directory holds MLX's quantised weights, beside which there is no original to load."""
-    return "quantization" in json.loads((directory / "config.json").read_text(encoding="utf-8"))
 
 
 def read_token(path: Path | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,21 +102,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def tiny_ours(tiny: Path, one_thread: None) -> PlannedModel:
+def tiny_ours(tiny: Path) -> PlannedModel:
     opened = open_model(ModelOptions(model=str(tiny), backend="torch-cpu", dtype="float32"))
     return PlannedModel(opened, batch_tokens=1024)
 
 
 @pytest.fixture(scope="module")
-def tiny_theirs(tiny: Path, one_thread: None) -> HFLM:
+def tiny_theirs(tiny: Path) -> HFLM:
     with quiet_libraries():
         return HFLM(pretrained=str(tiny), dtype="float32", device="cpu", batch_size=4)
 

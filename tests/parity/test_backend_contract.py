@@ -6,7 +6,7 @@ A new adapter joins by one line in `ADAPTERS`.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from adapters.base import Backend, OutOfMemory, Prefix, Sampling
 from adapters.text import cut_at_stop
@@ -24,8 +23,6 @@ from tests.tiny_gemma import VOCABULARY_SIZE, make_tiny_gemma
 TOLERANCE = 1e-3  # natural logarithms; about 1e-5 is usual
 WINDOW = 16  # of the tiny model
 LENGTHS = (3, 40, WINDOW, 1, WINDOW + 1)
-
-RandomSequence = Callable[[int], list[int]]
 
 
 @dataclass(frozen=True)
@@ -71,20 +68,6 @@ ADAPTERS = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Matrices this small only wait for a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module", params=["tied", "untied"])
-def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_gemma(tmp_path_factory.mktemp("gemma"), tie_word_embeddings=request.param == "tied")
-
-
 @pytest.fixture(scope="module", params=ADAPTERS)
 def adapter(request: pytest.FixtureRequest) -> Adapter:
     return ADAPTERS[request.param]
@@ -93,17 +76,6 @@ def adapter(request: pytest.FixtureRequest) -> Adapter:
 @pytest.fixture(scope="module")
 def backend(adapter: Adapter, directory: Path) -> Backend:
     return adapter.load(directory)
-
-
-@pytest.fixture(scope="module")
-def model(directory: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
-
-
-@pytest.fixture
-def random_sequence() -> RandomSequence:
-    generator = np.random.default_rng(7)
-    return lambda length: [2, *generator.integers(6, VOCABULARY_SIZE, length - 1).tolist()]
 
 
 def reference_logprobs(model: Any, sequence: Sequence[int]) -> np.ndarray:

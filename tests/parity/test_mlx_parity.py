@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,24 +29,8 @@ def torch_model(directory: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def random_sequence() -> Callable[[int], list[int]]:
-    generator = np.random.default_rng(7)
-    return lambda length: [2, *generator.integers(6, 512, length - 1).tolist()]
-
-
-@pytest.fixture(scope="module", params=["tied", "untied"])
-def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_gemma(tmp_path_factory.mktemp("gemma"), tie_word_embeddings=request.param == "tied")
-
-
-@pytest.fixture(scope="module")
 def backend(directory: Path) -> MlxBackend:
     return load_mlx("mlx", directory, dtype="float32")
-
-
-@pytest.fixture(scope="module")
-def model(directory: Path) -> Any:
-    return torch_model(directory)
 
 
 def test_prefilling_and_projecting_in_small_pieces_changes_nothing(backend, model, random_sequence, monkeypatch):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 from transformers.models.gemma3.modeling_gemma3 import eager_attention_forward
 
 from adapters import torch_attention, torch_backend
@@ -23,37 +21,10 @@ from tests.tiny_gemma import VOCABULARY_SIZE, make_tiny_gemma
 TOLERANCE = 1e-3  # natural logarithms; about 1e-5 is usual
 WINDOW = 16  # of the tiny model
 
-RandomSequence = Callable[[int], list[int]]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Matrices this small only wait for a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module", params=["tied", "untied"])
-def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_gemma(tmp_path_factory.mktemp("gemma"), tie_word_embeddings=request.param == "tied")
-
 
 @pytest.fixture(scope="module")
 def backend(directory: Path) -> TorchBackend:
     return load_torch("torch-cpu", directory, device="cpu", dtype="float32")
-
-
-@pytest.fixture(scope="module")
-def model(directory: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
-
-
-@pytest.fixture
-def random_sequence() -> RandomSequence:
-    generator = np.random.default_rng(7)
-    return lambda length: [2, *generator.integers(6, VOCABULARY_SIZE, length - 1).tolist()]
 
 
 # --- hidden states ----------------------------------------------------------------------------------------------------
