@@ -34,7 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="comma-separated ids of the users who may ask (default: everybody)",
     )
     chat.add_argument(
-        "--store", type=path, metavar="FILE", help="of dialogues; default: bot/bot.sqlite in the cache directory"
+        "--store",
+        type=path,
+        metavar="FILE",
+        help="keeps the dialogues; default: bot/bot.sqlite in the cache directory, console.sqlite with --console",
     )
     chat.add_argument("--api-url", metavar="URL", help="a Bot API server of your own (default: Telegram's)")
 

@@ -11,15 +11,24 @@ from typing import Any
 import altair as alt
 
 _LOST, _GAINED = "#d1495b", "#2e8b73"
+_RUSSIAN = {
+    "backend": "бэкенд",
+    "model": "модель",
+    "mean of the tasks × 100": "среднее по задачам × 100",
+    "lost ← % of answers → gained": "потеряно ← % ответов → приобретено",
+    "lost": "потеряно",
+    "gained": "приобретено",
+}
 _REFERENCE_COLOURS = {"human": "#8a6fb0", "majority": "#c98a1b"}
 
 
-def quality_against(column: str, title: str) -> dict[str, Any]:
-    """Draw quality against a cost, as MOROCCO does: the disc's size is memory; the line joins the Pareto-optimal rows.
+def quality_against(column: str, title: str, sized: bool = True) -> dict[str, Any]:
+    """Draw quality against a cost, as MOROCCO does; a line joins the Pareto-optimal rows.
 
     Args:
-        column: of the dataset `rows`: the cost; `front_` and the same name says who is on the line.
-        title: of the axis.
+        column: The cost, a column of the dataset `rows`; the column `front_` + its name says who is on the line.
+        title: The title of the cost's axis.
+        sized: Whether the size of a disc shows the memory.
     """
     base = alt.Chart(alt.NamedData("rows"))
     ticks = alt.Axis(format=".3~f" if column == "seconds" else ",.0f")
@@ -32,15 +41,16 @@ def quality_against(column: str, title: str) -> dict[str, Any]:
         .encode(x=cost, y="score:Q", detail="data:N", color=alt.value("gray"))
     )
     intervals = base.mark_rule(opacity=0.5).encode(x=cost, y="low:Q", y2="high:Q", color=colour)
+    size = alt.Size(
+        "memory:Q",
+        title="memory, MiB",
+        scale=alt.Scale(range=[60, 700]),
+        legend=alt.Legend(orient="bottom", values=[500, 1000, 2000, 4000], symbolFillColor="gray"),
+    )
     discs = base.mark_point(filled=True, stroke="gray", strokeWidth=1).encode(
         x=cost,
         y=alt.Y("score:Q", title="mean of the tasks × 100", scale=alt.Scale(zero=False)),
-        size=alt.Size(
-            "memory:Q",
-            title="memory, MiB",
-            scale=alt.Scale(range=[60, 700]),
-            legend=alt.Legend(orient="bottom", values=[500, 1000, 2000, 4000], symbolFillColor="gray"),
-        ),
+        size=size if sized else alt.value(200),
         color=colour,
         shape=shape,
         fillOpacity=alt.condition("datum.borrowed", alt.value(0.15), alt.value(0.85)),
@@ -62,8 +72,8 @@ def task_bars(task: str, references: Mapping[str, float]) -> dict[str, Any]:
     """Draw a task's scores with 95% intervals.
 
     Args:
-        task: short name; its rows are picked from the dataset `scores`.
-        references: name -> score × 100 of lines to draw.
+        task: The task whose rows of the dataset `scores` are drawn.
+        references: Name -> score × 100 of the lines to draw.
     """
     base = alt.Chart(alt.NamedData("scores")).transform_filter(alt.datum.task == task)
     names = alt.Y("label:N", title=None, sort=None, axis=alt.Axis(labelLimit=150))
@@ -92,7 +102,7 @@ def flip_bars(pair: str) -> dict[str, Any]:
     """Draw the answers that a quantised model loses and gains, in percent of each task's answers.
 
     Args:
-        pair: its rows are picked from the dataset `flips`.
+        pair: The pair of runs whose rows of the dataset `flips` are drawn.
     """
     chart = (
         alt.Chart(alt.NamedData("flips"))
@@ -113,16 +123,25 @@ def flip_bars(pair: str) -> dict[str, Any]:
     return _spec(chart.properties(height=alt.Step(18)))
 
 
-def drawn(specification: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], dataset: str) -> alt.Chart:
-    """Return a chart by itself, for a notebook.
+def drawn_in_russian(specification: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], dataset: str) -> alt.Chart:
+    """Return a chart by itself with Russian titles, for a notebook.
 
     Args:
-        specification: from one of the functions above.
-        rows: of the dataset that it reads.
-        dataset: its name.
+        specification: What one of the functions above returned.
+        rows: The rows of the dataset that it reads.
+        dataset: The name of this dataset.
     """
     datasets = {**specification.get("datasets", {}), dataset: list(rows)}
-    return alt.Chart.from_dict({**specification, "width": 420, "datasets": datasets})
+    return alt.Chart.from_dict(_in_russian({**specification, "width": 420, "datasets": datasets}))
+
+
+def _in_russian(value: Any) -> Any:
+    """Return a specification and its data in Russian; the names of the columns stay."""
+    if isinstance(value, Mapping):
+        return {key: part if key == "field" else _in_russian(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_in_russian(part) for part in value]
+    return _RUSSIAN.get(value, value) if isinstance(value, str) else value
 
 
 def _spec(chart: Any) -> dict[str, Any]:

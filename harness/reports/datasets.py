@@ -26,26 +26,26 @@ class SplitStatistics:
     """One split of one task.
 
     Attributes:
-        documents: MuSeRC's are paragraphs, elsewhere every example is one.
-        examples: what a model answers.
-        labels: official label -> examples; empty for hidden answers and for RuCoS.
-        tokens: int64 [examples], of each default prompt; empty where not measured.
+        documents: Number of documents. MuSeRC's are paragraphs; elsewhere every example is a document.
+        examples: Number of questions that a model answers.
+        answers: The answer in Russian -> number of examples; empty if answers are hidden, and for RuCoS.
+        tokens: int64 [examples], lengths of the default prompts; empty where not measured.
     """
 
     task: str
     split: str
     documents: int
     examples: int
-    labels: dict[str, int]
+    answers: dict[str, int]
     tokens: np.ndarray
 
 
 def measure(data: str, tokenizer: Any) -> list[SplitStatistics]:
-    """Every split that the source has; prompts are measured on validation (LiDiRus: its only split).
+    """Measure every split that the source has; prompts only on validation (LiDiRus: on its only split).
 
     Args:
-        data: as --data takes it.
-        tokenizer: of the model whose tokens count.
+        data: A source as `--data` takes it.
+        tokenizer: The tokenizer of the model that will read the prompts.
     """
     tasks = load_tasks(choose(["rsg"]), data=data, split="validation")
     template = chat_template(tokenizer)
@@ -66,7 +66,9 @@ def measure(data: str, tokenizer: Any) -> list[SplitStatistics]:
                     split=split,
                     documents=len({document_key(row) for row in rows}),
                     examples=len(rows),
-                    labels={name: labels[index] for index, name in enumerate(get_task(task).labels) if labels[index]},
+                    answers={
+                        answer: labels[index] for index, answer in enumerate(get_task(task).generated) if labels[index]
+                    },
                     tokens=np.array([len(ids) for ids in tokenizer(contexts).input_ids] if contexts else [], dtype=int),
                 )
             )
@@ -74,7 +76,7 @@ def measure(data: str, tokenizer: Any) -> list[SplitStatistics]:
 
 
 def sizes_table(found: Sequence[SplitStatistics]) -> str:
-    """Documents (and answers, where there are more) of each task and split."""
+    """Return a table of the documents (and answers, where there are more) of each task and split."""
     cells = {(one.task, one.split): one for one in found}
     rows = []
     for task in dict.fromkeys(one.task for one in found):
@@ -90,7 +92,7 @@ def sizes_table(found: Sequence[SplitStatistics]) -> str:
 
 
 def lengths_table(found: Sequence[SplitStatistics]) -> str:
-    """Median, 95th percentile and maximum of the prompts' lengths in tokens."""
+    """Return a table of the median, the 95th percentile and the maximum of the prompts' lengths in tokens."""
     rows = [
         [get_task(one.task).title, *(f"{value:.0f}" for value in np.percentile(one.tokens, [50, 95, 100]))]
         for one in found
@@ -100,7 +102,7 @@ def lengths_table(found: Sequence[SplitStatistics]) -> str:
 
 
 def lengths_chart(found: Sequence[SplitStatistics]) -> alt.Chart:
-    """Distribution of the prompts' lengths, a box a task."""
+    """Draw the distribution of the prompts' lengths, one box for each task."""
     points = [
         {"task": get_task(one.task).title, "tokens": int(tokens)} for one in found for tokens in one.tokens.tolist()
     ]
@@ -109,22 +111,22 @@ def lengths_chart(found: Sequence[SplitStatistics]) -> alt.Chart:
         .mark_boxplot(extent="min-max")
         .encode(
             y=alt.Y("task:N", title=None, sort=None),
-            x=alt.X("tokens:Q", title="токенов в промпте", scale=alt.Scale(type="log")),
+            x=alt.X("tokens:Q", title="токенов в промпте", scale=alt.Scale(type="log", nice=False)),
         )
         .properties(width=480)
     )
 
 
 def balance_chart(found: Sequence[SplitStatistics]) -> alt.Chart:
-    """Shares of the labels in every split with known answers."""
+    """Draw the shares of the answers in every split whose answers are known."""
     shares = [
         {
             "split": f"{get_task(one.task).title}, {_SPLIT_NAMES[one.split]}",
-            "label": label,
-            "share": count / sum(one.labels.values()),
+            "answer": answer,
+            "share": count / sum(one.answers.values()),
         }
         for one in found
-        for label, count in one.labels.items()
+        for answer, count in one.answers.items()
     ]
     return (
         alt.Chart(alt.InlineData(shares))
@@ -132,14 +134,14 @@ def balance_chart(found: Sequence[SplitStatistics]) -> alt.Chart:
         .encode(
             y=alt.Y("split:N", title=None, sort=None, axis=alt.Axis(labelLimit=200)),
             x=alt.X("share:Q", title="доля", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1])),
-            color=alt.Color("label:N", title="ответ", sort=None),
+            color=alt.Color("answer:N", title="ответ", sort=None),
         )
         .properties(width=480)
     )
 
 
 def example_text(task: str, data: str, tokenizer: Any, number: int = 0) -> str:
-    """A validation document as the model sees it, with the choices and the right answer."""
+    """Return a validation document as the model sees it, with the choices and the right answer."""
     name = f"rsg_{task}"
     loaded = load_tasks(choose([task]), data=data, split="validation")[name]
     row = cached_split(task, "validation", data).documents[number].row()

@@ -19,7 +19,6 @@ from harness.reports.leaderboard_page import (
     EXECUTED_BY_TORCH,
     LATENCY_HEADERS,
     LEGEND,
-    MINI_NOTE,
     all_machines,
     data_text,
     executed_text,
@@ -27,7 +26,7 @@ from harness.reports.leaderboard_page import (
     latency_note,
 )
 from harness.reports.published import published
-from harness.reports.tables import estimate_text
+from harness.reports.tables import MINI_NOTE, estimate_text
 from harness.tasks import RUSSIAN_SUPERGLUE, get_task
 
 log = logging.getLogger(__name__)

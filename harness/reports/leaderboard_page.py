@@ -20,14 +20,13 @@ from harness.reports.leaderboard import (
     machine_text,
 )
 from harness.reports.published import REFERENCE_NOTE, reference_cells
-from harness.reports.tables import estimate_text
+from harness.reports.tables import MINI_NOTE, estimate_text
 from harness.tasks import RUSSIAN_SUPERGLUE, get_task
 
 _TIMED = ("terra", "muserc")  # the short and the long question
 NAMES = [get_task(task).title for task in RUSSIAN_SUPERGLUE]
 COSTS = ["records/s", "memory at batch size 1, MiB", "peak memory, MiB", "weights, MiB"]
 HEADERS = ["model", "backend (weights)", "executed by", *NAMES, "score", *COSTS, "data"]
-MINI_NOTE = "The mini set is this project's own and small: it shows that all works, not how good a model is."
 LEGEND = """\
 - Scores: the official metric × 100. LiDiRus: Matthews correlation; RCB: mean of macro F1 and accuracy; MuSeRC: mean of
   F1a and EM; RuCoS: mean of F1 and EM; the others: accuracy. –: did not run. ?: ran, but the answers are hidden.

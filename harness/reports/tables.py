@@ -9,6 +9,8 @@ from tabulate import tabulate
 from harness.files import MIB
 from harness.records.run import MetricRecord, RunRecord
 
+MINI_NOTE = "The mini set is this project's own and small: it shows that everything works, not how good a model is."
+
 
 def estimate_text(value: float | None, stderr: float | None) -> str:
     """Format a score with its standard error, times 100: `57.3 ± 2.8`."""
@@ -69,9 +71,7 @@ def _summary(record: RunRecord) -> list[str]:
             "(no Russian SuperGLUE score: that takes all nine)"
         )
     if record.data.source == "mini":
-        lines.append(
-            "The mini set is this project's own and small: it shows that all works, not how good the model is."
-        )
+        lines.append(MINI_NOTE)
     if record.execution == "torch" and record.backend.startswith("mlx"):
         lines.append("MLX weights executed by torch: the scores are real, the speed is not MLX's.")
     timing, tokens = record.timing, record.tokens

@@ -25,7 +25,7 @@ from tests.russian_tokenizer import make_russian_gemma
 from tests.shown_commands import NOT_RUN, fenced, shown_commands
 
 # They share what `prepared` makes.
-pytestmark = pytest.mark.xdist_group("docs")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("docs")]
 
 Words = tuple[str, ...]
 
@@ -46,7 +46,6 @@ ADDED: dict[str, Words] = {
     "adapt": ("--model", "russian"),
     "distill": ("--limit", "2", "--tasks", "rcb"),
 }
-SLOW = ("train", "sweep", "quantize")  # commands that take up to a minute
 WRITTEN = {"premise": "Слово {hash} стоит на доске.", "hypothesis": "Доска {hash} исписана словом {hash}."}
 SENTENCES = {"positive": ("Мы победили!", "Дочь вернулась."), "negative": ("Мы проиграли.", "Отпуск отменили.")}
 
@@ -180,7 +179,7 @@ def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [pytest.param(words, id=name, marks=[pytest.mark.slow] * (words[0] in SLOW)) for words, name in COMMANDS.items()],
+    [pytest.param(words, id=name) for words, name in COMMANDS.items()],
 )
 def test_a_shown_command_works(
     words: Words, workplace: Path, shared_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch

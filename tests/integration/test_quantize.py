@@ -123,6 +123,7 @@ def test_rounding_a_part_gives_the_matrices_that_quantising_stores(quantised: Pa
     assert set(matrix_sizes(model)) == {name.removesuffix(".scales") for name in tensors if name.endswith(".scales")}
 
 
+@pytest.mark.slow
 def test_a_learned_quantisation_of_a_checkpoint_answers_with_its_heads(
     rsg_harness_shared: Command, checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -152,6 +152,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_figures(
     assert results(tmp_path / "run")["resumed"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_was_scored(
     tmp_path: Path, environment: dict[str, str], tiny_model: Path, finished: Path, rsg_harness: Command
 ) -> None:

@@ -171,6 +171,7 @@ def test_without_the_cache_of_the_frozen_layers_the_loss_curve_is_the_same(
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_layers_trained_in_full_make_a_checkpoint_that_runs(
     float32_model: Path, shared_environment: dict[str, str], tmp_path: Path
 ) -> None:

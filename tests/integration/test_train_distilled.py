@@ -14,7 +14,7 @@ from tests.integration.training import call, steps_of, write_recipe
 from tests.openai_server import TEACHER, Behaviour, OpenAIServer
 
 # They share what was distilled.
-pytestmark = pytest.mark.xdist_group("train_distilled")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("train_distilled")]
 
 TASKS: dict[str, Any] = {"rcb": {}, "parus": {"head": "likelihood"}, "muserc": {"limit": 3}, "rucos": {"limit": 2}}
 CHANGES: dict[str, Any] = {"tasks": TASKS, "steps": 4, "evaluate_every": 4, "loss": {"weights": "fixed"}}
@@ -79,7 +79,6 @@ def reversed_pairs(arguments: tuple[str | Path, ...]) -> tuple[str | Path, ...]:
     return arguments[2:] + arguments[:2]
 
 
-@pytest.mark.slow
 def test_the_recipe_decides_how_much_the_teacher_says(
     distilled: dict[str, Path], float32_model: Path, shared_environment: dict[str, str], tmp_path: Path
 ) -> None:
