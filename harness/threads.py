@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 
 # Turns of a waiting thread's loop before it sleeps, about 10 microseconds; GNU OpenMP's own 300,000 are milliseconds.
-# Measured on two cores (scripts/side_by_side.py): as fast alone as 300,000, and a fair half beside another run. 0
-# (OMP_WAIT_POLICY=PASSIVE) is about 3% slower alone; 20,000 and more slow two runs down.
+# scripts/side_by_side.py shows that two runs then share two cores fairly; alone one is about 2% slower.
 SPIN_COUNT = 1000
 _USERS_OWN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
