@@ -5,9 +5,10 @@ numpy arrays, plain numbers and dataclasses cross it, never tensors. Adapters im
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,24 @@ class OutOfMemory(Exception):
     """A batch did not fit. The scorer halves it and tries again."""
 
 
+@contextlib.contextmanager
+def library_errors(message: str, hint: str = "") -> Iterator[None]:
+    """Turn whatever a library raises in the block, for input that it cannot use, into an error of one line.
+
+    The block holds one call of a library and none of our own code, whose faults keep their traceback.
+
+    Args:
+        message: What could not be done; the first line of the library's message follows.
+        hint: What the user can do.
+    """
+    try:
+        yield
+    except (UserError, OutOfMemory):
+        raise
+    except Exception as error:
+        raise UserError(f"{message}: {first_line(error)}", hint) from error
+
+
 @dataclass(frozen=True)
 class BackendInfo:
     """What was loaded and what computes. All sizes in bytes."""
@@ -55,6 +74,7 @@ class BackendInfo:
     parameters: int
     context_length: int  # tokens
     hidden_size: int
+    vocabulary_size: int  # rows of the vocabulary matrix
     batch_tokens: int  # a good token budget for one batch on this device
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -81,6 +101,8 @@ class Backend(ABC):
 
     info: BackendInfo
     tokenizer: Any  # a transformers tokenizer (PreTrainedTokenizerFast)
+    # Whether `hidden_states` can keep a prefix. Recurrent models cannot: a continuation overwrites their state.
+    shares_prefixes: bool = True
 
     @abstractmethod
     def hidden_states(
@@ -123,6 +145,17 @@ class Backend(ABC):
         Raises:
             OutOfMemory: The projection does not fit.
             ValueError: A token outside the vocabulary.
+        """
+
+    @abstractmethod
+    def library_logprobs(self, tokens: Sequence[int]) -> np.ndarray:
+        """Return log-probabilities by the library's own forward pass of the whole model, to check the others against.
+
+        Args:
+            tokens: Token ids of one text, two or more.
+
+        Returns:
+            float64 [len(tokens) - 1], of each token but the first, given all tokens before it.
         """
 
     @abstractmethod

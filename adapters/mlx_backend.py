@@ -1,4 +1,4 @@
-"""Gemma-3 computed by MLX: on Metal on a Mac, elsewhere on the CPU (correct, but slow).
+"""Causal language models computed by MLX: on Metal on a Mac, elsewhere on the CPU (correct, but slow).
 
 The model and its caches are mlx-lm's. Sharing prefixes, projecting to the vocabulary and stopping text are done here.
 MLX is imported on first use, so this module can be imported anywhere. Only one thread at a time may use a backend.
@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from adapters.base import Backend, BackendInfo, OutOfMemory, Prefix, Sampling, UserError
+from adapters.architecture import Architecture, Logits, read_architecture
+from adapters.base import Backend, BackendInfo, OutOfMemory, Prefix, Sampling, UserError, library_errors
 from adapters.mlx_weights import (
     describe_weights,
     mlx_config,
@@ -98,18 +99,21 @@ def load_mlx(
     mx = import_mlx()
     from mlx_lm.utils import load_config, load_model
 
+    architecture = read_architecture(model_dir)
     config = mlx_config(read_config(model_dir))
     device = "metal" if metal_available() else "cpu"
     if device == "cpu" and dtype not in ("auto", "float32"):
         raise UserError(f"MLX on a CPU computes in float32 only, not {dtype}", "leave the dtype out")
     if dtype == "auto":
         dtype = "float32" if device == "cpu" else stored or "bfloat16"
-    with memory_errors():
+    with memory_errors(), library_errors(f"mlx-lm cannot load {model_dir}", "use --execution torch or --backend torch"):
         model, _ = load_model(model_dir, lazy=True, model_config=config, trust_remote_code=False)
         if stored and quantization_of(config) is None:
             model.set_dtype(getattr(mx, stored))
         model.set_dtype(getattr(mx, dtype))
         mx.eval(model.parameters())
+    if architecture.is_part:
+        model = model.language_model
     info = BackendInfo(
         name=name,
         execution="mlx",
@@ -118,21 +122,44 @@ def load_mlx(
         weights=describe_weights(model_dir, stored or dtype),
         weights_bytes=stored_bytes(model_dir, stored or dtype),
         parameters=parameter_count(model_dir),
-        context_length=config["max_position_embeddings"],
-        hidden_size=config["hidden_size"],
+        context_length=_context_length(model, architecture),
+        hidden_size=architecture.config.hidden_size,
+        vocabulary_size=_output_head(model).weight.shape[0],
         batch_tokens=BATCH_TOKENS[device],
         options=dict(options or {}),
     )
     tokenizer = load_tokenizer(model_dir)
     eos = load_config(model_dir).get("eos_token_id")  # that of generation_config.json, if there is one
-    return MlxBackend(model, tokenizer, info, end_tokens(tokenizer, eos))
+    return MlxBackend(model, tokenizer, info, end_tokens(tokenizer, eos), architecture)
+
+
+def _context_length(model: Any, architecture: Architecture) -> int:
+    """Return how many tokens mlx-lm computes rightly: only a window of them where it leaves out the windows."""
+    from mlx_lm.models.cache import RotatingKVCache, make_prompt_cache
+
+    has_windows = any(isinstance(cache, RotatingKVCache) for cache in make_prompt_cache(model))
+    if architecture.window is None or has_windows:
+        return architecture.context_length
+    return min(architecture.window, architecture.context_length)
 
 
 class MlxBackend(Backend):
-    """A Gemma-3 model of mlx-lm."""
+    """A causal language model of mlx-lm."""
 
-    def __init__(self, model: Any, tokenizer: Any, info: BackendInfo, stop_tokens: frozenset[int]) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        info: BackendInfo,
+        stop_tokens: frozenset[int],
+        architecture: Architecture,
+    ) -> None:
+        from mlx_lm.models.cache import make_prompt_cache
+
         self.model = model
+        self.shares_prefixes = all(_is_shareable(cache) for cache in make_prompt_cache(self.model))
+        self._logits = architecture.logits
+        self._vocabulary_matrix = _output_head(self.model)
         self.tokenizer = tokenizer
         self.info = info
         self._stop_tokens = stop_tokens
@@ -160,13 +187,13 @@ class MlxBackend(Backend):
             caches = self._caches(prefix, len(rows))
             for start in range(0, width, PREFILL_TOKENS):
                 piece = tokens[:, start : start + PREFILL_TOKENS]
-                hidden = self.model.model(mx.array(piece), caches)
+                hidden = self.model.model(mx.array(piece), cache=caches)
                 here = [n for n, (_, p) in enumerate(wanted) if start <= p < start + piece.shape[1]]
                 if here:
                     flat = [wanted[n][0] * piece.shape[1] + wanted[n][1] - start for n in here]
                     read = hidden.reshape(-1, hidden.shape[-1])[mx.array(flat)].astype(mx.float32)
                     result[here] = np.array(read)
-                mx.eval([(cache.keys, cache.values) for cache in caches])
+                mx.eval(hidden, [cache.state for cache in caches])
             kept = _snapshot(caches, (prefix.length if prefix else 0) + width) if keep else None
             del caches
             mx.clear_cache()
@@ -174,7 +201,9 @@ class MlxBackend(Backend):
 
     def _caches(self, prefix: MlxPrefix | None, batch: int) -> list[Any]:
         """Return mlx-lm's caches with the prefix in every row. They share no array with the prefix."""
-        caches = self.model.make_cache()
+        from mlx_lm.models.cache import make_prompt_cache
+
+        caches = make_prompt_cache(self.model)
         if prefix is None:
             return caches
         for cache, (keys, values) in zip(caches, prefix.layers, strict=True):
@@ -190,7 +219,7 @@ class MlxBackend(Backend):
     def project(self, hidden: np.ndarray, sources: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         mx = self._mx
         logprobs, best = np.zeros(len(sources)), np.zeros(len(sources), dtype=bool)
-        vocabulary = self._head().weight.shape[0]
+        vocabulary = self._vocabulary_matrix.weight.shape[0]
         if len(tokens) and not 0 <= int(np.min(tokens)) <= int(np.max(tokens)) < vocabulary:
             raise ValueError(f"token ids must lie in 0 to {vocabulary - 1}")
         rows, row_of = np.unique(np.asarray(sources), return_inverse=True)
@@ -215,13 +244,13 @@ class MlxBackend(Backend):
             block: Tokens of the vocabulary in a block.
         """
         mx = self._mx
-        head = self._head()
+        head = self._vocabulary_matrix
         row, token = mx.array(rows.astype(np.int32)), mx.array(tokens.astype(np.int32))
         peak = mx.full((x.shape[0],), -mx.inf)
         total = mx.zeros((x.shape[0],))
         logit = mx.zeros((len(rows),))
         for start in range(0, head.weight.shape[0], block):
-            logits = _block_logits(mx, head, x, slice(start, start + block))
+            logits = _block_logits(mx, head, x, slice(start, start + block), self._logits)
             new_peak = mx.maximum(peak, logits.max(axis=-1))
             total = total * mx.exp(peak - new_peak) + mx.exp(logits - new_peak[:, None]).sum(axis=-1)
             peak = new_peak
@@ -231,9 +260,13 @@ class MlxBackend(Backend):
         found = np.array(logit - (peak + mx.log(total))[row]).astype(np.float64)
         return found, np.array(logit >= peak[row]) & np.isfinite(found)
 
-    def _head(self) -> Any:
-        """Return the module with the vocabulary matrix: the embeddings if they are tied, else lm_head."""
-        return self.model.model.embed_tokens if self.model.tie_word_embeddings else self.model.lm_head
+    def library_logprobs(self, tokens: Sequence[int]) -> np.ndarray:
+        mx = self._mx
+        with memory_errors():
+            logits = self.model(mx.array([list(tokens)]))[0, :-1].astype(mx.float32)
+            wanted = mx.array(list(tokens[1:]))[:, None]
+            found = mx.take_along_axis(logits, wanted, axis=-1)[:, 0] - mx.logsumexp(logits, axis=-1)
+            return np.array(found).astype(np.float64)
 
     def generate(
         self,
@@ -306,8 +339,41 @@ def _snapshot(caches: list[Any], length: int) -> MlxPrefix:
     return MlxPrefix(length=length, layers=tuple(layers))
 
 
-def _block_logits(mx: Any, head: Any, x: Any, block: slice) -> Any:
+def _is_shareable(cache: Any) -> bool:
+    """Return whether continuations can follow a copy of this cache: it holds nothing but keys and values."""
+    from mlx_lm.models.cache import KVCache, RotatingKVCache
+
+    return type(cache) is KVCache or (type(cache) is RotatingKVCache and cache.keep == 0)
+
+
+def _output_head(model: Any) -> Any:
+    """Return the module with the vocabulary matrix: an output head of its own, else the embeddings.
+
+    Raises:
+        UserError: mlx-lm keeps it in another place.
+    """
+    for name in ("lm_head", "embed_out"):
+        if name in model:
+            return model[name]
+    for name in ("embed_tokens", "wte", "embed_in"):
+        if name in model.model:
+            return model.model[name]
+    raise UserError(
+        f"the output head of mlx-lm's {type(model).__module__.rpartition('.')[2]} is in no known place",
+        "use --execution torch",
+    )
+
+
+def _block_logits(mx: Any, head: Any, x: Any, block: slice, rule: Logits) -> Any:
     """Return the logits of one block of the vocabulary, float32 [n, block]; `head` may be quantised."""
+    logits = _block_products(mx, head, x, block)
+    if "bias" in head:
+        logits = logits + head.bias[block].astype(mx.float32)
+    logits = logits * rule.scale
+    return logits if rule.cap is None else mx.tanh(logits / rule.cap) * rule.cap
+
+
+def _block_products(mx: Any, head: Any, x: Any, block: slice) -> Any:
     if "scales" not in head:
         return x @ head.weight[block].astype(mx.float32).T
     biases = head.get("biases")

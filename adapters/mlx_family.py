@@ -10,7 +10,7 @@ from pathlib import Path
 from adapters.base import Backend, BackendKind, Family, Finding, LoadRequest, UserError, first_line, is_installed
 from adapters.torch_family import set_threads, torch_problem
 
-_BITS = (8, 6, 4, 3)
+_BITS = (8, 6, 5, 4, 3, 2)
 _STORED = {"fp16": "float16", "bf16": "bfloat16"}
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters.base import CachedDirectory, UserError
+from adapters.weight_files import text_headers, weight_files
 
 # What MLX can quantise to: mode -> (bits, group sizes).
 QUANTIZATION_MODES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
@@ -45,25 +46,25 @@ def read_config(model_dir: Path) -> dict[str, Any]:
 
 
 def mlx_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the configuration with the keys that mlx-lm's gemma3_text reads, derived from transformers' newer ones.
+    """Return the configuration with the keys that mlx-lm reads, derived from transformers' newer ones.
 
-    transformers 5 writes rope_parameters and layer_types; mlx-lm reads rope_theta, rope_local_base_freq, rope_scaling
-    and sliding_window_pattern, and silently takes Gemma's usual values where they are missing.
+    transformers 5 writes rope_parameters and layer_types; mlx-lm reads rope_theta and rope_scaling, for Gemma-3 also
+    rope_local_base_freq and sliding_window_pattern, and silently takes usual values where they are missing.
 
     Args:
         config: Contents of config.json in the old form, the new one, or both (then the new one wins).
 
     Returns:
-        A copy of `config` with those four keys and `sliding_window` set.
+        A copy of `config` with those keys, and for Gemma-3 `sliding_window`.
 
     Raises:
         UserError: mlx-lm would compute this model wrongly.
     """
+    if isinstance(config.get("text_config"), dict):
+        text = mlx_config(config["text_config"])
+        return {"vocab_size": text.get("vocab_size"), **config, "text_config": text}
     if config.get("model_type") != "gemma3_text":
-        raise UserError(
-            f"model type {config.get('model_type')!r} is not supported",
-            "text-only Gemma-3 checkpoints have 'gemma3_text'",
-        )
+        return _with_older_keys(config)
     for key in ("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention", "attention_bias"):
         if config.get(key):
             raise UserError(f"MLX ignores {key}={config[key]!r} of this model", "use the torch backend")
@@ -88,6 +89,23 @@ def mlx_config(config: dict[str, Any]) -> dict[str, Any]:
         "sliding_window": config.get("sliding_window") or 4096,  # transformers' default; mlx-lm's is 512
         "sliding_window_pattern": _sliding_window_pattern(config),
     }
+
+
+def _with_older_keys(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration with the keys that older transformers wrote and mlx-lm reads, where they are missing."""
+    rope = config.get("rope_parameters")
+    rope = rope if isinstance(rope, dict) and "rope_theta" in rope else {}
+    scaled = rope.get("rope_type", "default") != "default"
+    found = {
+        "rope_theta": rope.get("rope_theta"),
+        "rope_scaling": rope if scaled else None,
+        "partial_rotary_factor": rope.get("partial_rotary_factor"),
+        "rotary_emb_base": rope.get("rope_theta"),
+        "rotary_pct": rope.get("partial_rotary_factor"),
+        "n_ctx": config.get("n_positions"),
+        "num_experts": config.get("num_local_experts"),
+    }
+    return {**{name: value for name, value in found.items() if value is not None}, **config}
 
 
 def _sliding_window_pattern(config: dict[str, Any]) -> int:
@@ -121,13 +139,16 @@ def check_quantization(config: dict[str, Any], bits: int, group_size: int, mode:
         raise UserError(
             f"group size {group_size} is not possible in mode {mode}", f"one of {', '.join(map(str, group_sizes))}"
         )
+    heads, head_dim = config.get("num_attention_heads"), config.get("head_dim")
+    if head_dim is None and config.get("model_type") == "gemma3_text":
+        head_dim = 256  # what transformers and mlx-lm take where the configuration is silent
     widths = {
-        "hidden size": config["hidden_size"],
-        "intermediate size": config["intermediate_size"],
-        "attention width": config["num_attention_heads"] * config.get("head_dim", 256),
+        "hidden size": config.get("hidden_size"),
+        "intermediate size": config.get("intermediate_size"),
+        "attention width": heads * head_dim if heads and head_dim else None,
     }
     for name, width in widths.items():
-        if width % group_size:
+        if width and width % group_size:
             raise UserError(f"group size {group_size} does not divide the model's {name} {width}")
 
 
@@ -136,8 +157,8 @@ def ensure_mlx_model(
     *,
     bits: int | None,
     dtype: str,
-    group_size: int = 64,
-    mode: str = "affine",
+    group_size: int | None = None,
+    mode: str | None = None,
     cached: CachedDirectory,
     fingerprint: str,
 ) -> Path:
@@ -147,8 +168,8 @@ def ensure_mlx_model(
         model_dir: A transformers or an MLX checkpoint (config.json, model*.safetensors, tokenizer).
         bits: Per weight, or None for no quantisation: then `model_dir` itself is returned.
         dtype: "float16", "bfloat16" or "float32", of what a conversion leaves unquantised (norms, scales, biases).
-        group_size: Number of weights that share a scale.
-        mode: MLX's quantisation mode, a key of QUANTIZATION_MODES.
+        group_size: Number of weights that share a scale; None: as the checkpoint is quantised, else 64.
+        mode: MLX's quantisation mode, a key of QUANTIZATION_MODES; None: as the checkpoint is quantised, else "affine".
         cached: Makes directories of the cache; several processes may share it.
         fingerprint: Identifies the contents of `model_dir`.
 
@@ -162,6 +183,7 @@ def ensure_mlx_model(
         return model_dir
     if bits is None:
         return model_dir
+    group_size, mode = group_size or 64, mode or "affine"
     staged_config = {**mlx_config(config), "dtype": dtype}
     check_quantization(staged_config, bits, group_size, mode)
     settings = [CONVERSION_VERSION, fingerprint, bits, group_size, mode, dtype]
@@ -173,8 +195,9 @@ def ensure_mlx_model(
     return cached(f"mlx/mlx-q{bits}-g{group_size}-{key}", make, f"quantising {model_dir.name} to {bits} bits, once")
 
 
-def _check_same_quantization(found: dict[str, Any], bits: int | None, group_size: int, mode: str) -> None:
+def _check_same_quantization(found: dict[str, Any], bits: int | None, group_size: int | None, mode: str | None) -> None:
     has = (found["bits"], found["group_size"], found.get("mode", "affine"))
+    group_size, mode = group_size or has[1], mode or has[2]
     if bits is None:
         raise UserError(f"the checkpoint is already quantised to {has[0]} bits", f"use the backend mlx-q{has[0]}")
     if has != (bits, group_size, mode):
@@ -302,14 +325,6 @@ def layer_quantization(
     return layer
 
 
-def weight_files(model_dir: Path) -> list[Path]:
-    """Return the safetensors files that mlx-lm and transformers read; raise UserError if there are none."""
-    files = sorted(model_dir.glob("model*.safetensors"))
-    if not files:
-        raise UserError(f"no model*.safetensors in {model_dir}")
-    return files
-
-
 def describe_weights(model_dir: Path, stored: str | None = None) -> str:
     """Say how the weights are stored: "4-bit, group size 64", or `stored` for an unquantised checkpoint."""
     quantization = quantization_of(read_config(model_dir))
@@ -329,7 +344,7 @@ def stored_bytes(model_dir: Path, dtype: str | None = None) -> int:
     Args:
         dtype: Type in which an unquantised checkpoint's parameters are counted; None: as in the file.
     """
-    tensors = _tensor_headers(model_dir)
+    tensors = text_headers(model_dir)
     if dtype and quantization_of(read_config(model_dir)) is None:
         return BYTES_PER_VALUE[dtype] * parameter_count(model_dir)
     return sum(end - start for start, end in (header["data_offsets"] for header in tensors.values()))
@@ -338,7 +353,7 @@ def stored_bytes(model_dir: Path, dtype: str | None = None) -> int:
 def parameter_count(model_dir: Path) -> int:
     """Return the number of parameters before quantisation: scales and biases are not counted."""
     quantization = quantization_of(read_config(model_dir))
-    tensors = _tensor_headers(model_dir)
+    tensors = text_headers(model_dir)
     total = 0
     for name, header in tensors.items():
         path = name.removesuffix(".weight")
@@ -349,14 +364,3 @@ def parameter_count(model_dir: Path) -> int:
         elif not (name.endswith((".scales", ".biases")) and f"{name.rpartition('.')[0]}.scales" in tensors):
             total += math.prod(header["shape"])
     return total
-
-
-def _tensor_headers(model_dir: Path) -> dict[str, Any]:
-    """Return dtype, shape and data_offsets of every tensor by name, from the safetensors headers alone."""
-    tensors: dict[str, Any] = {}
-    for file in weight_files(model_dir):
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            tensors |= json.loads(stream.read(length))
-    tensors.pop("__metadata__", None)
-    return tensors

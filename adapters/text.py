@@ -8,7 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from adapters.base import UserError, library_errors
+
 END_OF_TURN = "<end_of_turn>"  # ends an answer of instruction-tuned Gemma
+# What holds a tokenizer: its own format, SentencePiece's, byte-level BPE's.
+_TOKENIZER_KINDS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
 # Older tokenizers keep tokens here that tokenizer.json may lack.
 _TOKEN_FILES = ("special_tokens_map.json", "added_tokens.json")
 
@@ -74,16 +78,31 @@ def end_tokens(tokenizer: Any, configured: int | list[int] | None) -> frozenset[
     return frozenset(token for token in found if token is not None)
 
 
+def tokenizer_files(model_dir: Path) -> list[Path]:
+    """Return the files that a model's tokenizer is read from: tokenizer.json, else those of older kinds.
+
+    Raises:
+        UserError: There is no tokenizer.
+    """
+    for names in _TOKENIZER_KINDS:
+        if all((model_dir / name).is_file() for name in names):
+            return [model_dir / name for name in names]
+    raise UserError(f"{model_dir} has no tokenizer.json", "copy the tokenizer's files beside config.json")
+
+
 def load_tokenizer(model_dir: Path) -> Any:
-    """Return the directory's tokenizer.json as a transformers tokenizer.
+    """Return the directory's tokenizer as a fast one of transformers.
 
     AutoTokenizer would rebuild Gemma's tokenizer from its vocabulary, and parse tokenizer.json (33 MB) twice. Where
     tokenizer.json holds all added tokens, an empty list of further ones saves the second parse here.
     """
-    from transformers import PreTrainedTokenizerFast
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    if not (model_dir / "tokenizer.json").is_file():  # transformers converts the older kinds
+        with library_errors(f"cannot read the tokenizer in {model_dir}", "copy the model's tokenizer.json"):
+            return AutoTokenizer.from_pretrained(model_dir, use_fast=True)
     settings = model_dir / "tokenizer_config.json"
     has_more = settings.is_file() and "added_tokens_decoder" in json.loads(settings.read_text(encoding="utf-8"))
-    if has_more or any((model_dir / name).is_file() for name in _TOKEN_FILES):
-        return PreTrainedTokenizerFast.from_pretrained(model_dir)
-    return PreTrainedTokenizerFast.from_pretrained(model_dir, added_tokens_decoder={})
+    complete = not has_more and not any((model_dir / name).is_file() for name in _TOKEN_FILES)
+    with library_errors(f"cannot read the tokenizer in {model_dir}", "copy the model's tokenizer files again"):
+        return PreTrainedTokenizerFast.from_pretrained(model_dir, **({"added_tokens_decoder": {}} if complete else {}))

@@ -33,16 +33,21 @@ def grouped_attention(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Compute causal scaled dot-product attention with a softmax in float32.
 
     Args:
         query: [batch, query heads, tokens, head size].
-        key, value: [batch, key-value heads, keys, head size]; the last `tokens` keys belong to the queries.
+        key, value: [batch, key-value heads, keys, head size], where the size of values may differ; the last `tokens`
+            keys belong to the queries.
         attention_mask: bool [batch or 1, 1, tokens, keys], True where a token may look; None: causal, no earlier keys.
         scaling: Of the dot products.
         sliding_window: A token sees this many keys, itself included; None: all.
+        softcap: Limit of the scores, approached by a tanh (Gemma 2); None: no limit.
+        s_aux: [query heads], the score of a place that nobody reads (gpt-oss's sinks); None: there is no such place.
 
     Returns:
         [batch, tokens, query heads, head size], and None for the weights.
@@ -62,10 +67,18 @@ def grouped_attention(
         seen = slice(first, earlier + end)
         folded = query[:, :, start:end].reshape(batch * groups, -1, size)
         scores = torch.bmm(folded, key[:, :, seen].reshape(batch * groups, -1, size).transpose(1, 2)).float()
-        scores = scores.view(batch, heads, end - start, -1).mul_(scale).add_(blocked[:, :, start:end, seen])
-        weights = torch.softmax(scores, dim=-1).to(query.dtype).view(batch * groups, folded.shape[1], -1)
-        mixed = torch.bmm(weights, value[:, :, seen].reshape(batch * groups, -1, size))
-        parts.append(mixed.view(batch, heads, end - start, size))
+        scores = scores.view(batch, heads, end - start, -1).mul_(scale)
+        if softcap is not None:
+            scores = torch.tanh(scores / softcap) * softcap
+        scores = scores.add_(blocked[:, :, start:end, seen])
+        if s_aux is not None:
+            sinks = s_aux.float().view(1, heads, 1, 1).expand(batch, -1, end - start, 1)
+            weights = torch.softmax(torch.cat([scores, sinks], dim=-1), dim=-1)[..., :-1]
+        else:
+            weights = torch.softmax(scores, dim=-1)
+        weights = weights.to(query.dtype).reshape(batch * groups, folded.shape[1], -1)
+        mixed = torch.bmm(weights, value[:, :, seen].reshape(batch * groups, -1, value.shape[-1]))
+        parts.append(mixed.view(batch, heads, end - start, -1))
     return torch.cat(parts, dim=2).transpose(1, 2), None
 
 

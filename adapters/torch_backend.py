@@ -1,4 +1,4 @@
-"""Gemma-3 through transformers and PyTorch: MPS, CUDA, CPU.
+"""Causal language models through transformers and PyTorch: MPS, CUDA, CPU.
 
 The MPS and CUDA paths follow the documented API and were not run where this was written (no such device there).
 """
@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from safetensors import SafetensorError
-from transformers import DynamicCache, Gemma3ForCausalLM, Gemma3TextConfig
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from adapters.base import Backend, BackendInfo, OutOfMemory, Prefix, Sampling, UserError
+from adapters.architecture import TEXT_PART, Architecture, Logits, model_class, read_architecture
+from adapters.base import Backend, BackendInfo, OutOfMemory, Prefix, Sampling, UserError, library_errors
 from adapters.text import GrowingAnswer, end_tokens, growing_answers, load_tokenizer
 from adapters.torch_attention import CPU_ATTENTION
+from adapters.weight_files import text_headers, weight_files
 
 # Rows of the vocabulary matrix that are cast to float32 at a time: 16,384 rows of a 1,152-wide model are 75 MB.
 VOCABULARY_CHUNK = 16_384
@@ -29,6 +31,10 @@ POSITION_CHUNK = 1_024
 # Token budgets: on 2 CPU cores throughput peaks near 1,024 tokens (the batch's activations fit the caches); a GPU needs
 # more to be busy (not measured here).
 BATCH_TOKENS = {"cpu": 1_024, "mps": 4_096, "cuda": 16_384}
+
+
+# Layers of a cache that several continuations can follow: they hold nothing but keys and values.
+_BRANCHING = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
 class TorchPrefix(Prefix):
@@ -50,11 +56,17 @@ class TorchPrefix(Prefix):
         layers: list[Any] = [copy.copy(layer) for layer in self._cache.layers]
         branch.layers = layers
         for layer in layers:
+            if layer.keys is None:  # it reads another layer's (Gemma 3n)
+                continue
             layer.keys = layer.keys.expand(rows, -1, -1, -1)
             layer.values = layer.values.expand(rows, -1, -1, -1)
             if not keep:
                 layer.update = _forgetting(layer)
         return branch
+
+
+def _new_cache(model: Any) -> DynamicCache:
+    return DynamicCache(config=model.config)
 
 
 def _forgetting(layer: Any) -> Callable[..., Any]:
@@ -70,12 +82,14 @@ def _forgetting(layer: Any) -> Callable[..., Any]:
 
 
 class TorchBackend(Backend):
-    """A Gemma-3 text model in PyTorch."""
+    """A causal language model in PyTorch."""
 
-    def __init__(self, model: Gemma3ForCausalLM, tokenizer: Any, info: BackendInfo) -> None:
-        self.model: Any = model  # transformers types its forward for every architecture at once
+    def __init__(self, model: Any, tokenizer: Any, info: BackendInfo, logits: Logits) -> None:
+        self.model = model
         self.tokenizer = tokenizer
         self.info = info
+        self.shares_prefixes = all(type(layer) in _BRANCHING for layer in _new_cache(model).layers)
+        self._logits = logits
         self._peak = 0
 
     @torch.inference_mode()
@@ -97,9 +111,9 @@ class TorchBackend(Backend):
         if prefix is not None:
             cache = prefix.repeated(len(rows), keep)
         elif keep:
-            cache = DynamicCache(config=self.model.config)
+            cache = _new_cache(self.model)
         try:
-            output = self.model.model(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
+            output = self.model.get_decoder()(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
             flat = [number * longest + position for number, row in enumerate(positions) for position in row]
             states = output.last_hidden_state.flatten(0, 1)
             hidden = states[torch.tensor(flat, dtype=torch.long, device=states.device)].float().cpu().numpy()
@@ -112,7 +126,8 @@ class TorchBackend(Backend):
 
     @torch.inference_mode()
     def project(self, hidden: np.ndarray, sources: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        weight = self.model.get_output_embeddings().weight
+        head = self.model.get_output_embeddings()
+        weight = head.weight
         if len(tokens) and not 0 <= int(np.min(tokens)) <= int(np.max(tokens)) < len(weight):
             raise ValueError(f"token ids must lie in 0 to {len(weight) - 1}")
         logprobs = np.empty(len(tokens))
@@ -124,13 +139,19 @@ class TorchBackend(Backend):
             wanted = torch.from_numpy(tokens[chosen]).to(weight.device)
             try:
                 with _exact_bfloat16_products(weight.dtype):
-                    normaliser, best, logits = _vocabulary_pass(chunk, weight, rows, wanted)
+                    normaliser, best, logits = _vocabulary_pass(chunk, head, rows, wanted, self._logits)
             except RuntimeError as error:
                 raise_if_out_of_memory(error)
                 raise
             logprobs[chosen] = (logits - normaliser[rows]).cpu().double().numpy()
             greedy[chosen] = (logits >= best[rows]).cpu().numpy()
         return logprobs, greedy
+
+    @torch.inference_mode()
+    def library_logprobs(self, tokens: Sequence[int]) -> np.ndarray:
+        ids = torch.tensor([list(tokens)], device=self.model.device)
+        logits = self.model(input_ids=ids, use_cache=False).logits[0, :-1].float()
+        return torch.log_softmax(logits, dim=-1).gather(1, ids[0, 1:, None])[:, 0].double().cpu().numpy()
 
     @torch.inference_mode()
     def generate(
@@ -211,15 +232,16 @@ def _exact_bfloat16_products(weight_dtype: torch.dtype) -> Iterator[None]:
 
 
 def _vocabulary_pass(
-    hidden: torch.Tensor, weight: torch.Tensor, rows: torch.Tensor, wanted: torch.Tensor
+    hidden: torch.Tensor, head: torch.nn.Linear, rows: torch.Tensor, wanted: torch.Tensor, rule: Logits
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Compute logits over the vocabulary in float32, a slice at a time, and keep what log-probabilities need.
 
     Args:
         hidden: float32 [n, hidden size].
-        weight: [vocabulary, hidden size], any type.
+        head: Weight [vocabulary, hidden size] of any type, and perhaps a bias.
         rows: int64 [m], the hidden state that predicts each wanted token.
         wanted: int64 [m], token ids.
+        rule: How logits follow from the head's output.
 
     Returns:
         The logarithm of the sum of exponentials [n], the largest logit [n], the wanted logits [m]; all float32.
@@ -227,8 +249,14 @@ def _vocabulary_pass(
     best = torch.full((len(hidden),), -torch.inf, device=hidden.device)
     total = torch.zeros_like(best)
     logits_wanted = torch.empty(len(wanted), device=hidden.device)
-    for start in range(0, len(weight), VOCABULARY_CHUNK):
-        logits = hidden @ weight[start : start + VOCABULARY_CHUNK].float().T
+    for start in range(0, len(head.weight), VOCABULARY_CHUNK):
+        logits = hidden @ head.weight[start : start + VOCABULARY_CHUNK].float().T
+        if head.bias is not None:
+            logits += head.bias[start : start + VOCABULARY_CHUNK].float()
+        if rule.scale != 1:
+            logits *= rule.scale
+        if rule.cap is not None:
+            logits.div_(rule.cap).tanh_().mul_(rule.cap)
         inside = (wanted >= start) & (wanted < start + logits.shape[1])
         logits_wanted[inside] = logits[rows[inside], wanted[inside] - start]
         new_best = torch.maximum(best, logits.max(dim=1).values)
@@ -262,15 +290,7 @@ def pick_device(wanted: str) -> str:
 
 
 def pick_dtype(wanted: str, device: str) -> torch.dtype:
-    """Return the type of the computation; "auto" is bfloat16 if the device has units for it, else float32.
-
-    Raises:
-        UserError: float16, in which Gemma-3 overflows under transformers.
-    """
-    if wanted == "float16":
-        raise UserError(
-            "Gemma-3 overflows in float16 under PyTorch", "use --dtype bfloat16 or float32, or --backend mlx-fp16"
-        )
+    """Return the type of the computation; "auto" is bfloat16 if the device has units for it, else float32."""
     if wanted != "auto":
         return getattr(torch, wanted)
     if device == "cuda":
@@ -304,13 +324,19 @@ def load_torch(
         UserError: The device is missing, the type cannot be used, or files are damaged or missing.
     """
     device = pick_device(device)
+    architecture = read_architecture(model_dir)
     torch_dtype = pick_dtype(dtype, device)
-    config = Gemma3TextConfig.from_pretrained(model_dir)
+    if torch_dtype is torch.float16 and architecture.overflows_float16:
+        raise UserError(
+            f"{architecture.model_type} overflows in float16 under PyTorch",
+            "use --dtype bfloat16 or float32, or --backend mlx-fp16",
+        )
+    config = architecture.config
     if state is not None:
         # mlx-lm writes this key for its own use; transformers would read it as one of its own methods.
         vars(config).pop("quantization_config", None)
-    config._attn_implementation = CPU_ATTENTION if device == "cpu" else "sdpa"
-    model = _load_weights(model_dir, config, torch_dtype, state)
+    config._attn_implementation = _attention(architecture, device)
+    model = _load_weights(model_dir, architecture, torch_dtype, state)
     model = model.to(device).eval()
     model.requires_grad_(False)
     stored = _stored_type(model_dir) if state is None else weights or ""
@@ -320,18 +346,27 @@ def load_torch(
         device=device,
         dtype=str(torch_dtype).removeprefix("torch."),
         weights=stored,
-        weights_bytes=_stored_bytes(model_dir) if weights_bytes is None else weights_bytes,
+        weights_bytes=_stored_bytes(model_dir, architecture) if weights_bytes is None else weights_bytes,
         parameters=model.num_parameters(),
-        context_length=config.max_position_embeddings,
+        context_length=architecture.context_length,
         hidden_size=config.hidden_size,
+        vocabulary_size=len(model.get_output_embeddings().weight),
         batch_tokens=BATCH_TOKENS[device],
         options={"threads": torch.get_num_threads()} if device == "cpu" else {},
     )
-    return TorchBackend(model, load_tokenizer(model_dir), info)
+    return TorchBackend(model, load_tokenizer(model_dir), info, architecture.logits)
+
+
+def _attention(architecture: Architecture, device: str) -> str:
+    """Return the name of the attention that computes a model: the fastest one that it takes."""
+    kind = model_class(architecture)
+    if device == "cpu" and kind._supports_attention_backend:
+        return CPU_ATTENTION
+    return "sdpa" if kind._supports_sdpa else "eager"
 
 
 def _load_weights(
-    model_dir: Path, config: Gemma3TextConfig, dtype: torch.dtype, state: dict[str, torch.Tensor] | None
+    model_dir: Path, architecture: Architecture, dtype: torch.dtype, state: dict[str, torch.Tensor] | None
 ) -> Any:
     """Return the model with all its weights, from the directory or from `state`.
 
@@ -341,33 +376,44 @@ def _load_weights(
     # With given weights there is no directory to read: transformers documents None for this.
     source: Any = model_dir if state is None else None
     loaded: Any
-    try:
-        loaded = Gemma3ForCausalLM.from_pretrained(
+    with library_errors(f"cannot read the weights in {model_dir}", "copy the model again"):
+        loaded = model_class(architecture).from_pretrained(
             source,
-            config=config,
+            config=architecture.config,
+            key_mapping=TEXT_PART if architecture.is_part else None,
             state_dict=state,
             dtype=dtype,
             use_safetensors=True if state is None else None,
             output_loading_info=True,
         )
-    except (SafetensorError, RuntimeError) as error:
-        raise UserError(f"cannot read the weights in {model_dir}: {error}", "copy the model again") from error
     model, report = loaded
     missing = sorted(report["missing_keys"])
     if missing:
         raise UserError(
             f"{model_dir} lacks {len(missing)} weights, among them {missing[0]}", "copy all its *.safetensors files"
         )
+    unexpected = sorted(name for name in report["unexpected_keys"] if not _is_other_part(name, architecture))
+    if unexpected:
+        raise UserError(
+            f"{model_dir} holds {len(unexpected)} weights that {type(model).__name__} has no place for, "
+            f"among them {unexpected[0]}",
+            "merge adapters into the model, or name the model without its classification head",
+        )
     return model
 
 
-def _stored_bytes(model_dir: Path) -> int:
-    return sum(os.path.getsize(file) for file in model_dir.glob("*.safetensors"))
+def _is_other_part(name: str, architecture: Architecture) -> bool:
+    """Return whether a weight belongs to another part of the model than its text decoder, such as a vision tower."""
+    return architecture.is_part and not name.startswith(("model.layers.", "language_model", "lm_head"))
+
+
+def _stored_bytes(model_dir: Path, architecture: Architecture) -> int:
+    if architecture.is_part:
+        return sum(end - start for start, end in (one["data_offsets"] for one in text_headers(model_dir).values()))
+    return sum(os.path.getsize(file) for file in weight_files(model_dir))
 
 
 def _stored_type(model_dir: Path) -> str:
-    from safetensors import safe_open
-
     names = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
-    with safe_open(next(iter(sorted(model_dir.glob("model*.safetensors")))), framework="pt") as file:
-        return names.get(file.get_slice(next(iter(file.keys()))).get_dtype(), "mixed")
+    found = {entry["dtype"] for entry in text_headers(model_dir).values()}
+    return names.get(found.pop(), "mixed") if len(found) == 1 else "mixed"

@@ -50,8 +50,8 @@ import harness, harness.scoring.plan as module
 if not harness.__file__.startswith(os.environ["PROOF_TREE"] + os.sep):
     os._exit(70)
 make_plan = module.make_plan
-def noted(sequences, batch_tokens):
-    plan = make_plan(sequences, batch_tokens)
+def noted(sequences, batch_tokens, *more):
+    plan = make_plan(sequences, batch_tokens, *more)
     digest = hashlib.sha256(repr(dataclasses.astuple(plan)).encode()).hexdigest()
     with open(os.environ["PROOF_PLANS"], "a") as file:
         file.write(f"{plan.sequences} sequences, {plan.tokens_computed} tokens, batch {batch_tokens}: {digest}\\n")

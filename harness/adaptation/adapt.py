@@ -15,7 +15,7 @@ from typing import Any
 from tabulate import tabulate
 from tokenizers import Tokenizer
 
-from adapters.mlx_weights import parameter_count, quantization_of, read_config, stored_bytes
+from adapters.mlx_weights import parameter_count, read_config, stored_bytes
 from harness.adaptation import tokenizer_file
 from harness.adaptation.analyse import cost_table, count_tokens, text_use, use_table, vocabulary_cost
 from harness.adaptation.corpus import Corpus, read_corpus, russian_share, task_texts
@@ -28,7 +28,7 @@ from harness.adaptation.pretrain import pretrain
 from harness.errors import UserError
 from harness.files import MIB, whole_directory
 from harness.models.checkpoint import write_merged
-from harness.models.resolve import LocalModel, find_model, provide
+from harness.models.resolve import LocalModel, find_model, provide, require_gemma
 from harness.records import provenance
 from harness.records.adaptation import (
     ADAPTATION,
@@ -218,8 +218,7 @@ def before_and_after(adapted: Adapted) -> str:
 
 def _open(options: AdaptOptions) -> _Source:
     model = provide(find_model(options.model))
-    if quantization_of(read_config(model.path)) is not None:
-        raise UserError(f"{model.name} is quantised", "adapt the unquantised model, then quantise it")
+    require_gemma(model, "adapt")
     tokenizer = tokenizer_file.read_tokenizer(model.path)
     return _Source(model, tokenizer, Tokenizer.from_file(str(model.path / "tokenizer.json")))
 

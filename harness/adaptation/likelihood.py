@@ -29,9 +29,11 @@ def measure_texts(model_dir: Path, texts: Sequence[str], what: str, dtype: str =
         "torch", model_dir, fingerprint="", cached=cached_directory, execution="auto", dtype=dtype, args={}
     )
     sequences = encode_pairs(
-        TextEncoder(backend.tokenizer), [("", text) for text in texts], backend.info.context_length
+        TextEncoder(backend.tokenizer, backend.info.vocabulary_size),
+        [("", text) for text in texts],
+        backend.info.context_length,
     )
-    plan = make_plan(sequences, backend.info.batch_tokens)
+    plan = make_plan(sequences, backend.info.batch_tokens, backend.shares_prefixes)
     started = time.monotonic()
     with Bar(f"scoring {what}", plan.tokens_computed, "tok") as bar:
         scores = Scorer(backend, None).score(plan, sequences, bar.advance)

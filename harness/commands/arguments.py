@@ -59,7 +59,11 @@ def add_model(container: Container) -> None:
 
 def add_backend(container: Container) -> None:
     """Add the arguments that choose one backend."""
-    container.add_argument("--backend", metavar="NAME", help="see `rsg-harness backends` (default: torch)")
+    container.add_argument(
+        "--backend",
+        metavar="NAME",
+        help="see `rsg-harness backends` (default: torch; for weights that MLX quantised, mlx-q* of their bits)",
+    )
     container.add_argument(
         "--backend-arg",
         dest="backend_args",

@@ -16,7 +16,7 @@ from harness.models.open import OpenModel
 from harness.processes import ALONE, Processes
 from harness.progress import Bar
 from harness.records.provenance import peak_memory
-from harness.scoring.encoding import ScoredSequence, TextEncoder, cut_prompt, encode_pairs
+from harness.scoring.encoding import ScoredSequence, cut_prompt, encode_pairs
 from harness.scoring.generation import GenerationJob, generate_all
 from harness.scoring.plan import make_plan
 from harness.scoring.scorer import NotFinite, Projection, Scorer
@@ -47,7 +47,7 @@ class PlannedModel(LM):
         self.opened = opened
         self.heads = opened.heads
         self.backend = opened.backend
-        self.encoder = TextEncoder(opened.tokenizer)
+        self.encoder = opened.encoder
         self.batch_tokens = batch_tokens or self.backend.info.batch_tokens
         self.truncated: Counter[str] = Counter()  # lm-eval's task name -> requests cut from the left
         self.scorer = Scorer(self.backend, store, processes)
@@ -122,7 +122,7 @@ class PlannedModel(LM):
     ) -> list[tuple[float, bool]]:
         for request, sequence in zip(requests, sequences, strict=True):
             self.truncated[str(request.task_name)] += sequence.dropped > 0
-        plan = make_plan(sequences, self.batch_tokens)
+        plan = make_plan(sequences, self.batch_tokens, self.opened.backend.shares_prefixes)
         try:
             self._note_single_document(sequences, project)
             with Bar(f"scoring {what}", plan.tokens_computed // self._processes.size, "tok") as bar:

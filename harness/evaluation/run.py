@@ -32,7 +32,7 @@ from harness.evaluation.summary import (
     total_costs,
 )
 from harness.models.checkpoint import checkpoint_warnings
-from harness.models.open import OpenModel, open_model
+from harness.models.open import OpenModel, open_model, with_backend
 from harness.models.resolve import find_model, provide
 from harness.processes import Processes, started_processes
 from harness.quiet import quiet_libraries
@@ -71,6 +71,7 @@ def run(options: RunOptions) -> tuple[RunRecord, Path]:
     local = provide(reference) if processes.is_first else None
     processes.barrier()  # fetched or converted once, by the first process
     local = local or provide(reference)
+    options = with_backend(options, local)
     directory = Path(named or processes.broadcast(lambda: str(new_directory(local, options.backend))))
     settings = run_settings(options, local, chosen, splits)
     finished = finished_record(directory, settings)

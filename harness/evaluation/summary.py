@@ -209,6 +209,7 @@ def make_record(done: FinishedRun) -> RunRecord:
         machine=provenance.machine(),
         git_commit=provenance.git_commit(),
         command=done.options.command,
+        self_check=done.language_model.opened.self_check,
     )
 
 

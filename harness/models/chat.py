@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from adapters.base import library_errors
 from harness.errors import UserError
 
 WHEN = ("auto", "on", "off")
+# Qwen3's template and those made after it: no thoughts before the answer. Others ignore the name.
+_TEMPLATE_ARGUMENTS = {"enable_thinking": False}
 
 
 @dataclass(frozen=True)
@@ -24,12 +27,14 @@ class Template:
 
     def text(self, history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Render a conversation; without a generation prompt its last turn stays open."""
-        return self.tokenizer.apply_chat_template(
-            history,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-        )
+        with library_errors("this model's chat template cannot be used", "leave it out: --apply-chat-template off"):
+            return self.tokenizer.apply_chat_template(
+                history,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+                **_TEMPLATE_ARGUMENTS,
+            )
 
 
 def chat_template(tokenizer: Any, wanted: str = "auto") -> Template:

@@ -17,7 +17,9 @@ import numpy as np
 from harness.errors import UserError
 
 ARCHITECTURE = "gemma3"
+_NO_LANGUAGE_MODELS = ("clip", "mmproj")
 _MAGIC = b"GGUF"
+_POINTER = b"version https://git-lfs"
 _VERSIONS = (2, 3)
 _ALIGNMENT = 32  # of the tensors in a file that names none
 # Type of a value in the header -> its layout, in the notation of `struct`.
@@ -87,12 +89,20 @@ def convert_gguf(file: Path, target: Path) -> None:
     Raises:
         UserError: A damaged file, or a model other than Gemma-3.
     """
+    header = read_header(file)
+    architecture = header.values.get("general.architecture")
+    if architecture in _NO_LANGUAGE_MODELS:
+        raise UserError(f"{file} holds the vision part of a model, which writes no text", "name the model's other file")
+    if architecture != ARCHITECTURE:
+        raise UserError(
+            f"{file} holds a {architecture} model, and only Gemma-3 is converted from GGUF",
+            "name a transformers or MLX directory of the model",
+        )
     import torch
     from transformers import Gemma3ForCausalLM, GemmaTokenizer
 
     from harness.quiet import quiet_libraries
 
-    header = read_header(file)
     config = _configuration(file, header)
     with quiet_libraries():
         loaded: Any = Gemma3ForCausalLM.from_pretrained(
@@ -116,7 +126,10 @@ def read_header(file: Path) -> Header:
         UserError: The file is damaged, or it is not a GGUF file.
     """
     with file.open("rb") as stream:
-        if stream.read(len(_MAGIC)) != _MAGIC:
+        start = stream.read(len(_MAGIC))
+        if start == _POINTER[: len(start)]:
+            raise UserError(f"{file} is a Git LFS pointer, not the file itself", "run `git lfs pull`")
+        if start != _MAGIC:
             raise UserError(f"{file} is not a GGUF file", "name an existing .gguf file")
         try:
             (version, tensor_count, value_count) = _unpack(stream, "IQQ")
@@ -176,15 +189,15 @@ def _configuration(file: Path, header: Header) -> Any:
     """Return the Gemma3TextConfig that the header describes."""
     from transformers import Gemma3TextConfig
 
-    architecture = header.values.get("general.architecture")
-    if architecture != ARCHITECTURE:
-        raise UserError(
-            f"{file} holds a {architecture} model, and this harness runs Gemma-3 text models", "name another file"
-        )
     if "tokenizer.ggml.tokens" not in header.values:
         raise UserError(f"{file} holds no tokenizer", "name another file")
     fields = {field: header.values[key] for key, field in _CONFIG_FIELDS.items() if key in header.values}
     fields.setdefault("vocab_size", header.values["tokenizer.ggml.tokens"])
+    kind = header.values.get("gemma3.rope.scaling.type", "none")
+    if kind == "linear":
+        fields["rope_scaling"] = {"rope_type": "linear", "factor": header.values["gemma3.rope.scaling.factor"]}
+    elif kind != "none":
+        raise UserError(f"{file} scales its positions by {kind}, which is not supported", "name another file")
     return Gemma3TextConfig.from_dict({**fields, "tie_word_embeddings": "output.weight" not in header.tensors})
 
 

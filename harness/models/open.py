@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from adapters.base import Backend
+from adapters.mlx_weights import quantization_of, read_config
 from adapters.registry import BACKENDS, load_backend, parse_backend_args
 from harness.files import cached_directory
 from harness.models.chat import Template, chat_template
+from harness.models.check import check_backend
 from harness.models.checkpoint import Checkpoint, read_checkpoint, read_heads
 from harness.models.heads import Heads
 from harness.models.options import ModelOptions, check_model_options
 from harness.models.resolve import LocalModel, find_model, provide
 from harness.quiet import quiet_libraries
+from harness.scoring.encoding import TextEncoder
+
+log = logging.getLogger(__name__)
+
+Options = TypeVar("Options", bound=ModelOptions)
 
 
 @dataclass(frozen=True)
@@ -26,6 +35,8 @@ class OpenModel:
         heads: Of a multitask checkpoint; None for a plain language model.
         checkpoint: Its description.
         template: The tokenizer's chat template, and whether prompts go through it.
+        encoder: Texts to tokens.
+        self_check: Largest difference a token, in nats, between our log-probabilities and the library's.
     """
 
     local: LocalModel
@@ -33,6 +44,8 @@ class OpenModel:
     heads: Heads | None
     checkpoint: Checkpoint | None
     template: Template
+    encoder: TextEncoder
+    self_check: float
 
     @property
     def tokenizer(self) -> Any:
@@ -50,6 +63,20 @@ class OpenModel:
         return self.checkpoint.prompts() if self.checkpoint else {}
 
 
+def with_backend(options: Options, local: LocalModel) -> Options:
+    """Return the options with a backend in place of "auto": MLX's for its quantised weights, else torch.
+
+    Raises:
+        UserError: What was asked for does not go with this backend.
+    """
+    if options.backend != "auto":
+        return options
+    quantised = quantization_of(read_config(local.path))
+    chosen = dataclasses.replace(options, backend=f"mlx-q{quantised['bits']}" if quantised else "torch")
+    check_model_options(chosen)
+    return chosen
+
+
 def open_model(options: ModelOptions, local: LocalModel | None = None) -> OpenModel:
     """Load a model on a backend.
 
@@ -58,11 +85,13 @@ def open_model(options: ModelOptions, local: LocalModel | None = None) -> OpenMo
         local: The model's files, where they have been provided already.
 
     Raises:
-        UserError: The model or backend is not available on this machine, or a file is damaged.
+        UserError: The model or backend is not available on this machine, a file is damaged, or the model's
+            log-probabilities are not those of the library's own forward pass.
     """
     check_model_options(options)
     if local is None:
         local = provide(find_model(options.model))
+    options = with_backend(options, local)
     checkpoint = read_checkpoint(local.checkpoint) if local.checkpoint else None
     heads = read_heads(local.checkpoint) if local.checkpoint else None
     with quiet_libraries():
@@ -75,4 +104,8 @@ def open_model(options: ModelOptions, local: LocalModel | None = None) -> OpenMo
             dtype=options.dtype,
             args=parse_backend_args(BACKENDS[options.backend], list(options.backend_args)),
         )
-    return OpenModel(local, backend, heads, checkpoint, chat_template(backend.tokenizer, options.apply_chat_template))
+    template = chat_template(backend.tokenizer, options.apply_chat_template)
+    encoder = TextEncoder(backend.tokenizer, backend.info.vocabulary_size)
+    if not encoder.puts_bos and read_config(local.path)["model_type"].startswith("gemma"):
+        log.warning("the tokenizer of %s puts no BOS before a text, and Gemma computes badly without it", local.name)
+    return OpenModel(local, backend, heads, checkpoint, template, encoder, check_backend(backend, encoder))

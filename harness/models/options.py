@@ -19,7 +19,7 @@ class ModelOptions:
     Attributes:
         model: "best", "embedded", a directory, a .gguf file or a repository of the hub; None: "best" where a checkpoint
             is kept, else "embedded".
-        backend: A key of `BACKENDS`.
+        backend: A key of `BACKENDS`; "auto": the one that the model's files are made for.
         backend_args: NAME=VALUE pairs that the backend takes.
         execution: The library that computes: one of `EXECUTIONS`.
         dtype: The type of the computation: one of `DTYPES`.
@@ -27,7 +27,7 @@ class ModelOptions:
     """
 
     model: str | None = None
-    backend: str = "torch"
+    backend: str = "auto"
     backend_args: tuple[str, ...] = ()
     execution: str = "auto"
     dtype: str = "auto"
@@ -40,16 +40,17 @@ def check_model_options(options: ModelOptions) -> None:
     Raises:
         UserError: Names the option and what it takes.
     """
-    if options.backend not in BACKENDS:
+    if options.backend != "auto" and options.backend not in BACKENDS:
         raise UserError(f"unknown backend {options.backend!r}", nearest_hint(options.backend, BACKENDS, "backends"))
     check_choices(
         ("--execution", options.execution, EXECUTIONS),
         ("--dtype", options.dtype, DTYPES),
         ("--apply-chat-template", options.apply_chat_template, CHAT_TEMPLATE),
     )
-    kind = BACKENDS[options.backend]
-    pick_execution(kind, options.execution)
-    parse_backend_args(kind, list(options.backend_args))
+    if options.backend != "auto":
+        kind = BACKENDS[options.backend]
+        pick_execution(kind, options.execution)
+        parse_backend_args(kind, list(options.backend_args))
 
 
 def check_choices(*options: tuple[str, str | None, Iterable[str]]) -> None:

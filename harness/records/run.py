@@ -120,6 +120,7 @@ class RunRecord(Record):
     machine: dict[str, Any]
     git_commit: str | None
     command: str
+    self_check: float | None = None  # nats a token between our log-probabilities and the library's; None: not made
 
 
 class SampleRecord(Record):

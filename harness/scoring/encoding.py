@@ -74,15 +74,23 @@ def _splits_at_one_character(pre_tokenizer: dict[str, Any] | None) -> bool:
 class TextEncoder:
     """Encode texts with a `transformers` fast tokenizer, each distinct line once.
 
+    Args:
+        tokenizer: The model's.
+        vocabulary_size: Rows of the model's vocabulary matrix; a token beyond them is an error of the user's. None: not
+            known, so not checked.
+
     Attributes:
         encoded: Number of texts passed to the tokenizer so far.
         by_line: False where the tokenizer's tokens may cross the end of a line, so whole texts are encoded.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, vocabulary_size: int | None = None) -> None:
+        self._vocabulary_size = vocabulary_size
         self._tokenizer: Tokenizer = tokenizer._tokenizer  # the Rust tokenizer: no Python wrapper work for every line
         self._ids: dict[str, list[int]] = {}
         self.bos_id: int | None = tokenizer.bos_token_id
+        # What an unconditional text follows, as in lm-eval.
+        self.start_id: int | None = tokenizer.eos_token_id if self.bos_id is None else self.bos_id
         self._bos_text: str | None = tokenizer.bos_token
         self._prefix = self._own_prefix(tokenizer)
         self.by_line = lines_are_borders(self._tokenizer)
@@ -90,10 +98,22 @@ class TextEncoder:
 
     @staticmethod
     def _own_prefix(tokenizer: Any) -> list[int]:
-        """Return the tokens that the tokenizer itself puts before every text (Gemma: one BOS)."""
-        with_special = tokenizer("a").input_ids
-        without = tokenizer("a", add_special_tokens=False).input_ids
-        return list(with_special[: len(with_special) - len(without)])
+        """Return the tokens that belong before every text (Gemma: one BOS).
+
+        The tokenizer says so by putting them there, or its configuration by `add_bos_token`.
+        """
+        with_special = list(tokenizer("a").input_ids)
+        without = list(tokenizer("a", add_special_tokens=False).input_ids)
+        # Some put tokens after the text too (EOS), where a continuation would follow: they are left out.
+        start = next(n for n in range(len(with_special) + 1) if with_special[n : n + len(without)] == without)
+        if start == 0 and tokenizer.bos_token_id is not None and tokenizer.init_kwargs.get("add_bos_token"):
+            return [tokenizer.bos_token_id]
+        return with_special[:start]
+
+    @property
+    def puts_bos(self) -> bool:
+        """Whether texts begin with BOS."""
+        return self.bos_id is not None and self.bos_id in self._prefix
 
     def prepare(self, texts: Iterable[str]) -> None:
         """Encode the lines of all texts in one parallel batch, so that later calls only look them up."""
@@ -118,7 +138,16 @@ class TextEncoder:
         for piece, encoding in zip(
             pieces, self._tokenizer.encode_batch_fast(pieces, add_special_tokens=False), strict=True
         ):
+            if self._vocabulary_size is not None and max(encoding.ids, default=0) >= self._vocabulary_size:
+                self._refuse(max(encoding.ids))
             self._ids[piece] = encoding.ids
+
+    def _refuse(self, token: int) -> None:
+        raise UserError(
+            f"the tokenizer makes token {token} ({self._tokenizer.id_to_token(token)!r}), "
+            f"and the model's vocabulary matrix has {self._vocabulary_size} rows",
+            "use the tokenizer that belongs to the model, or resize the model's embeddings",
+        )
 
 
 def move_trailing_space(context: str, continuation: str) -> tuple[str, str]:
@@ -146,10 +175,10 @@ def _scored_sequence(encoder: TextEncoder, context: str, continuation: str, cont
         whole = encoder.encode(context + continuation)
         start = len(encoder.encode(context))
     else:
-        # As in lm-eval, the BOS alone is the context of an unconditional continuation.
+        # As in lm-eval, BOS alone (EOS where there is none) is the context of an unconditional continuation.
         whole = encoder.encode(continuation)
-        if encoder.bos_id is not None and whole[:1] != [encoder.bos_id]:
-            whole = [encoder.bos_id, *whole]
+        if encoder.start_id is not None and whole[:1] != [encoder.start_id]:
+            whole = [encoder.start_id, *whole]
         start = 1
     if start >= len(whole) or start < 1:
         raise UserError(

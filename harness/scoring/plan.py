@@ -9,6 +9,7 @@ prefix once saves enough tokens; everything below is computed in rows that follo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -95,15 +96,16 @@ class PrefixNode:
     leaves: int = 0
 
 
-def make_plan(sequences: Sequence[ScoredSequence], batch_tokens: int) -> Plan:
+def make_plan(sequences: Sequence[ScoredSequence], batch_tokens: int, share_prefixes: bool = True) -> Plan:
     """Plan the scoring of all sequences.
 
     Args:
         sequences: From `encode_pairs`.
         batch_tokens: At most this many tokens in a batch, padding included (a longer row goes alone).
+        share_prefixes: Whether a prefix may be computed once; False for models whose state cannot be shared.
     """
     tree = prefix_tree(sequences)
-    root = _cut(tree, batch_tokens)
+    root = _cut(tree, batch_tokens, PASS_COST_SHARE * batch_tokens if share_prefixes else math.inf)
     _number(root)
     return Plan(root, len(sequences), sum(len(sequence.tokens) - 1 for sequence in sequences))
 
@@ -177,7 +179,7 @@ class _Row:
     predictions: list[tuple[int, int, int]]
 
 
-def _cut(node: PrefixNode, batch_tokens: int, base: int = 0) -> Cut:
+def _cut(node: PrefixNode, batch_tokens: int, least_saved: float, base: int = 0) -> Cut:
     """Make `node` a cut: its prefix (tokens after depth `base`) is computed once."""
     unit = None
     if node.end > base:
@@ -185,7 +187,7 @@ def _cut(node: PrefixNode, batch_tokens: int, base: int = 0) -> Cut:
     cut = Cut(unit)
     rows: list[_Row] = []
     for child in node.children:
-        _collect(child, [], node.end, batch_tokens, rows, cut)
+        _collect(child, [], node.end, batch_tokens, least_saved, rows, cut)
     cut.batches = [_unit(batch, node.end) for batch in _batches(rows, node.end, batch_tokens)]
     return cut
 
@@ -195,23 +197,24 @@ def _collect(
     carried: list[tuple[int, int, int]],
     base: int,
     batch_tokens: int,
+    least_saved: float,
     rows: list[_Row],
     cut: Cut,
 ) -> None:
-    """Turn the subtree below a cut into rows, or into further cuts where that saves enough.
+    """Turn the subtree below a cut into rows, or into further cuts where that saves `least_saved` tokens.
 
     `carried`: predictions of the nodes between the cut and this one that no row makes yet; the first row to pass makes
     them, the others only read the same tokens.
     """
     predictions = carried + node.predictions
-    if (node.end - base) * (node.leaves - 1) >= PASS_COST_SHARE * batch_tokens:
+    if (node.end - base) * (node.leaves - 1) >= least_saved:
         whole = PrefixNode(node.tokens, base, node.end, node.children, predictions, node.leaves)
-        cut.cuts.append(_cut(whole, batch_tokens, base))
+        cut.cuts.append(_cut(whole, batch_tokens, least_saved, base))
     elif not node.children:
         rows.append(_Row(node.tokens[base : node.end], predictions))
     else:
         for child in node.children:
-            _collect(child, predictions, base, batch_tokens, rows, cut)
+            _collect(child, predictions, base, batch_tokens, least_saved, rows, cut)
             predictions = []
 
 

@@ -15,7 +15,7 @@ from adapters.torch_backend import pick_dtype
 from harness.errors import UserError
 from harness.files import GIB, cache_dir
 from harness.models.chat import chat_template
-from harness.models.resolve import KEPT_CHECKPOINTS, LocalModel, find_model, provide
+from harness.models.resolve import KEPT_CHECKPOINTS, LocalModel, find_model, provide, require_gemma
 from harness.progress import show_output
 from harness.settings import agree_on_settings
 from harness.tasks import include
@@ -60,6 +60,7 @@ def train(options: TrainOptions) -> Path:
     distilled = read_distilled(options.distilled) if options.distilled else None
     with accelerator.main_process_first():
         base = provide(reference)
+    require_gemma(base, "train")
     count_layers(recipe, base.path)  # a recipe that cannot work leaves no unfinished run behind
     settings = _settings(recipe, base, splits, distilled)
     work = output.with_name(output.name + ".training")

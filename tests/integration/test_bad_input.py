@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.integration.command import Command
-from tests.tiny_gemma import make_tiny_gemma
+from tests.tiny_gemma import make_tiny_gemma, make_tiny_tokenizer
 
 
 def refused(done: object, *words: str) -> None:
@@ -33,7 +33,7 @@ def refused(done: object, *words: str) -> None:
     [
         (["--tasks", "tera"], ["unknown task 'tera'", "did you mean terra"]),
         (["--tasks", ","], ["no task named"]),
-        (["--backend", "mlx-q5"], ["unknown backend 'mlx-q5'", "mlx-q"]),
+        (["--backend", "mlx-q7"], ["unknown backend 'mlx-q7'", "mlx-q"]),
         (["--prompt", "statment", "--tasks", "terra"], ["no prompt 'statment'", "statement"]),
         (["--limit", "0"], ["--limit 0", "1 or more"]),
         (["--num-fewshot", "-1"], ["--num-fewshot -1"]),
@@ -72,8 +72,13 @@ def test_a_model_directory_without_weights_or_configuration(
 def test_a_model_of_another_architecture(rsg_harness: Command, tiny_model: Path, tmp_path: Path) -> None:
     other = shutil.copytree(tiny_model, tmp_path / "other")
     config = json.loads((other / "config.json").read_text())
-    (other / "config.json").write_text(json.dumps({**config, "model_type": "llama"}))
-    refused(rsg_harness("run", "--model", other), "llama", "Gemma-3")
+    for kind, words in (
+        ("llama", "has no place for"),  # the weights are Gemma's
+        ("vit", "no causal language model"),
+        ("no-such", "transformers cannot read"),
+    ):
+        (other / "config.json").write_text(json.dumps({**config, "model_type": kind}))
+        refused(rsg_harness("run", "--model", other, "--tasks", "terra"), words)
 
 
 def test_damaged_and_missing_weights(rsg_harness: Command, tiny_model: Path, tmp_path: Path) -> None:
@@ -87,14 +92,23 @@ def test_damaged_and_missing_weights(rsg_harness: Command, tiny_model: Path, tmp
     refused(rsg_harness("run", "--model", damaged, "--tasks", "terra"), "model.layers.3.mlp.up_proj.weight")
 
 
-def test_weights_that_give_nan_name_the_task_and_the_document(
+def test_weights_that_give_nan_name_the_task_and_the_document(rsg_harness: Command, tmp_path: Path) -> None:
+    broken = make_tiny_gemma(tmp_path / "broken", tie_word_embeddings=False, max_position_embeddings=4096)
+    tensors = load_file(broken / "model.safetensors")
+    letter = make_tiny_tokenizer().convert_tokens_to_ids("щ")  # which the self-check does not read
+    tensors["model.embed_tokens.weight"][letter] = torch.nan
+    save_file(tensors, broken / "model.safetensors", {"format": "pt"})
+    refused(rsg_harness("run", "--model", broken, "--tasks", "terra"), "NaN", "rsg_terra", "document")
+
+
+def test_weights_that_give_nothing_but_nan_are_refused_at_once(
     rsg_harness: Command, tiny_model: Path, tmp_path: Path
 ) -> None:
     broken = shutil.copytree(tiny_model, tmp_path / "broken")
     tensors = load_file(broken / "model.safetensors")
     tensors["model.norm.weight"][0] = torch.nan
     save_file(tensors, broken / "model.safetensors", {"format": "pt"})
-    refused(rsg_harness("run", "--model", broken, "--tasks", "terra"), "NaN", "rsg_terra", "document")
+    refused(rsg_harness("run", "--model", broken, "--tasks", "terra"), "not numbers")
 
 
 def test_float16_under_torch_and_a_missing_chat_template(rsg_harness: Command, tiny_model: Path) -> None:

@@ -25,6 +25,7 @@ from harness.quiet import quiet_libraries
 from harness.tasks import RUSSIAN_SUPERGLUE
 from harness.tasks.prompts import GROUPS, TASK_DIR
 from tests.tiny_gemma import make_tiny_gemma
+from tests.tiny_models import ARCHITECTURES, make_tiny_model
 
 TOLERANCE = 1e-3  # natural logarithms, float32
 DOCUMENTS = 4  # of a task: answers of MuSeRC, queries of RuCoS
@@ -139,6 +140,22 @@ def test_a_tiny_model_writes_the_texts_of_lm_eval_on_all_nine_tasks(tiny_ours, t
     assert [one.responses for one in ours] == [one.responses for one in theirs]
     assert [one.prediction for one in ours] == [one.prediction for one in theirs]
     assert len({one.responses[0] for one in ours}) > 1
+
+
+# --- tiny models of other architectures, all nine tasks ---------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_other_architectures_give_the_log_probabilities_of_lm_eval_on_all_nine_tasks(architecture, tmp_path):
+    directory = str(make_tiny_model(architecture, tmp_path / architecture))
+    opened = open_model(ModelOptions(model=directory, backend="torch-cpu", dtype="float32"))
+    with quiet_libraries():
+        plain = HFLM(directory, tokenizer=opened.tokenizer, dtype="float32", device="cpu", batch_size=4)
+    names = [f"rsg_{task}" for task in RUSSIAN_SUPERGLUE]
+    ours = answered(PlannedModel(opened, batch_tokens=1024), names, 0, "mini", limit=DOCUMENTS)
+    theirs = answered(plain, names, 0, "mini", limit=DOCUMENTS)
+    assert largest_difference(ours, theirs) < TOLERANCE
 
 
 # --- the real model, real documents -----------------------------------------------------------------------------------

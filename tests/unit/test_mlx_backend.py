@@ -38,11 +38,12 @@ def test_importing_the_module_does_not_import_mlx():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_generation_ends_at_the_end_of_a_turn(backend, prompts):
+def test_generation_ends_at_the_end_of_a_turn(backend, directory, prompts):
     assert backend._stop_tokens == {1, 5}
     free = backend.generate(prompts, Sampling(max_new_tokens=10))
     first = backend.tokenizer.convert_tokens_to_ids("<unused3>")
-    ending = mlx_backend.MlxBackend(backend.model, backend.tokenizer, backend.info, frozenset({first}))
+    ending = load_mlx("mlx-bf16", directory, dtype="float32", stored="bfloat16")
+    ending._stop_tokens = frozenset({first})
     ended = ending.generate(prompts, Sampling(max_new_tokens=10))
     assert free[0].startswith("<unused3>")
     assert ended[0] == ""

@@ -91,7 +91,6 @@ def test_missing_keys_take_the_values_that_transformers_would_take():
 @pytest.mark.parametrize(
     "change",
     [
-        {"model_type": "gemma3"},
         {"layer_types": [SLIDING, FULL, FULL]},
         {"layer_types": [SLIDING, SLIDING]},
         {"final_logit_softcapping": 30.0},

@@ -123,6 +123,9 @@ class WatchedBackend(Backend):
         logprobs, greedy = self.inner.project(hidden, sources, tokens)
         return (self.damage(logprobs, tokens) if self.damage else logprobs), greedy
 
+    def library_logprobs(self, tokens: Sequence[int]) -> np.ndarray:
+        raise NotImplementedError
+
     def generate(
         self,
         prompts: Sequence[Sequence[int]],

@@ -1,0 +1,105 @@
+"""Which files of a directory are the model's weights, decided once for every backend."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from adapters.base import UserError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+# Names of a text decoder's tensors in a model that has other parts too.
+TEXT_PREFIXES = ("language_model.", "model.language_model.", "lm_head.")
+# Pickles run code when they are loaded.
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+def weight_files(model_dir: Path) -> list[Path]:
+    """Return the safetensors files that hold the model: those of the index, else model.safetensors.
+
+    Libraries disagree about directories that hold more than one model's files: transformers takes model.safetensors
+    before an index, mlx-lm adds up every model*.safetensors. So a directory is refused unless it is clear.
+
+    Raises:
+        UserError: No weights, a file that the index names is missing, or files of two models.
+    """
+    single, index = model_dir / SINGLE, model_dir / INDEX
+    others = sorted(path.name for path in model_dir.glob("model*.safetensors") if path.name != SINGLE)
+    if index.is_file():
+        named = _shards(index)
+        missing = [name for name in named if not (model_dir / name).is_file()]
+        if missing:
+            raise UserError(f"{model_dir} lacks {missing[0]}, which {INDEX} names", "copy all files of the model")
+        stray = [name for name in [*others, *([SINGLE] if single.is_file() else [])] if name not in named]
+        if stray:
+            raise UserError(
+                f"{model_dir} holds {stray[0]} beside the files that {INDEX} names",
+                "remove the files that are not the model's",
+            )
+        return [model_dir / name for name in named]
+    if single.is_file():
+        if others:
+            raise UserError(
+                f"{model_dir} holds {others[0]} beside {SINGLE}", "remove the files that are not the model's"
+            )
+        return [single]
+    if others:
+        raise UserError(f"{model_dir} holds {others[0]} but no {INDEX}", "copy all files of the model")
+    return _without_usual_name(model_dir)
+
+
+def _shards(index: Path) -> list[str]:
+    """Return the names of the files that an index lists."""
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{index} is no index of weights", "copy the model again") from error
+    return sorted(names)
+
+
+def _without_usual_name(model_dir: Path) -> list[Path]:
+    """Raise the error for a directory without model.safetensors."""
+    found = sorted(path.name for path in model_dir.glob("*.safetensors"))
+    if found:
+        raise UserError(f"{model_dir} holds {found[0]}, but no {SINGLE}", f"rename it, if it is the model: {SINGLE}")
+    pickles = sorted(path.name for pattern in _PICKLES for path in model_dir.glob(pattern))
+    if pickles:
+        raise UserError(
+            f"{model_dir} has no weights in safetensors", f"{pickles[0]} is a pickle, which is never loaded: convert it"
+        )
+    raise UserError(f"{model_dir} has no weights (*.safetensors)", "copy the weights beside config.json")
+
+
+def text_headers(model_dir: Path) -> dict[str, Any]:
+    """Return `tensor_headers` of the text decoder alone, without a vision tower and the like."""
+    headers = tensor_headers(model_dir)
+    config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
+    if not isinstance(config.get("text_config"), dict):
+        return headers
+    return {name: header for name, header in headers.items() if name.startswith(TEXT_PREFIXES)}
+
+
+def tensor_headers(model_dir: Path) -> dict[str, Any]:
+    """Return dtype, shape and data_offsets of every tensor by name, from the headers alone.
+
+    Raises:
+        UserError: As `weight_files`, or a file is damaged.
+    """
+    tensors: dict[str, Any] = {}
+    for file in weight_files(model_dir):
+        try:
+            with file.open("rb") as stream:
+                length = int.from_bytes(stream.read(8), "little")
+                if length > file.stat().st_size:
+                    raise ValueError("the header is longer than the file")
+                found = json.loads(stream.read(length))
+                found.pop("__metadata__", None)
+            ends = max((entry["data_offsets"][1] for entry in found.values()), default=0)
+            if 8 + length + ends != file.stat().st_size:
+                raise ValueError("its size differs from what its header says")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{file} is damaged or incomplete: {error}", "copy the model again") from error
+        tensors |= found
+    return tensors
