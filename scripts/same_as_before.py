@@ -38,6 +38,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 OF_THE_MOMENT = {
     *("timing", "memory", "date", "machine", "versions", "git_commit", "command", "settings_sha256", "schema_version"),
     *("description", "warnings"),  # texts
+    "self_check",  # which the older commit does not make
 }
 
 ONE_THREAD = dict.fromkeys(
@@ -52,6 +53,8 @@ if not harness.__file__.startswith(os.environ["PROOF_TREE"] + os.sep):
 make_plan = module.make_plan
 def noted(sequences, batch_tokens, *more):
     plan = make_plan(sequences, batch_tokens, *more)
+    if batch_tokens == 16:  # the self-check's, which the older commit does not make
+        return plan
     digest = hashlib.sha256(repr(dataclasses.astuple(plan)).encode()).hexdigest()
     with open(os.environ["PROOF_PLANS"], "a") as file:
         file.write(f"{plan.sequences} sequences, {plan.tokens_computed} tokens, batch {batch_tokens}: {digest}\\n")
