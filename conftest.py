@@ -12,7 +12,7 @@ import sys
 import pytest
 
 if "--benchmark" not in sys.argv:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
+    os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 
 _OPTION = "--benchmark"
 

@@ -13,13 +13,6 @@ from typing import Any
 
 from adapters.base import UserError, library_errors
 
-# Tensor names of a text decoder in a model that has other parts too -> names of the text model alone.
-TEXT_PART = {
-    r"^language_model\.model\.": "model.",
-    r"^model\.language_model\.": "model.",
-    r"^language_model\.lm_head\.": "lm_head.",
-}
-
 
 @dataclass(frozen=True)
 class Logits:

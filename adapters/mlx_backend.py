@@ -106,8 +106,9 @@ def load_mlx(
         raise UserError(f"MLX on a CPU computes in float32 only, not {dtype}", "leave the dtype out")
     if dtype == "auto":
         dtype = "float32" if device == "cpu" else stored or "bfloat16"
-    with memory_errors(), library_errors(f"mlx-lm cannot load {model_dir}", "use --execution torch or --backend torch"):
-        model, _ = load_model(model_dir, lazy=True, model_config=config, trust_remote_code=False)
+    with memory_errors():
+        with library_errors(f"mlx-lm cannot load {model_dir}", "use --execution torch or --backend torch"):
+            model, _ = load_model(model_dir, lazy=True, model_config=config, trust_remote_code=False)
         if stored and quantization_of(config) is None:
             model.set_dtype(getattr(mx, stored))
         model.set_dtype(getattr(mx, dtype))
@@ -193,7 +194,7 @@ class MlxBackend(Backend):
                     flat = [wanted[n][0] * piece.shape[1] + wanted[n][1] - start for n in here]
                     read = hidden.reshape(-1, hidden.shape[-1])[mx.array(flat)].astype(mx.float32)
                     result[here] = np.array(read)
-                mx.eval(hidden, [cache.state for cache in caches])
+                mx.eval([cache.state for cache in caches])
             kept = _snapshot(caches, (prefix.length if prefix else 0) + width) if keep else None
             del caches
             mx.clear_cache()
@@ -355,9 +356,10 @@ def _output_head(model: Any) -> Any:
     for name in ("lm_head", "embed_out"):
         if name in model:
             return model[name]
+    decoder = model.get("model", {})
     for name in ("embed_tokens", "wte", "embed_in"):
-        if name in model.model:
-            return model.model[name]
+        if name in decoder:
+            return decoder[name]
     raise UserError(
         f"the output head of mlx-lm's {type(model).__module__.rpartition('.')[2]} is in no known place",
         "use --execution torch",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ import transformers
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from adapters.architecture import TEXT_PART, Architecture, Logits, model_class, read_architecture
+from adapters.architecture import Architecture, Logits, model_class, read_architecture
 from adapters.base import Backend, BackendInfo, OutOfMemory, Prefix, Sampling, UserError, library_errors
+from adapters.mlx_weights import stored_bytes
 from adapters.text import GrowingAnswer, end_tokens, growing_answers, load_tokenizer
 from adapters.torch_attention import CPU_ATTENTION
-from adapters.weight_files import text_headers, weight_files
+from adapters.weight_files import TEXT_PREFIXES, text_headers, weight_files
 
 # Rows of the vocabulary matrix that are cast to float32 at a time: 16,384 rows of a 1,152-wide model are 75 MB.
 VOCABULARY_CHUNK = 16_384
@@ -375,12 +377,13 @@ def _load_weights(
     """
     # With given weights there is no directory to read: transformers documents None for this.
     source: Any = model_dir if state is None else None
+    renamed = {f"^{re.escape(name)}": new for name, new in TEXT_PREFIXES.items()}
     loaded: Any
     with library_errors(f"cannot read the weights in {model_dir}", "copy the model again"):
         loaded = model_class(architecture).from_pretrained(
             source,
             config=architecture.config,
-            key_mapping=TEXT_PART if architecture.is_part else None,
+            key_mapping=renamed if architecture.is_part else None,
             state_dict=state,
             dtype=dtype,
             use_safetensors=True if state is None else None,
@@ -403,13 +406,13 @@ def _load_weights(
 
 
 def _is_other_part(name: str, architecture: Architecture) -> bool:
-    """Return whether a weight belongs to another part of the model than its text decoder, such as a vision tower."""
-    return architecture.is_part and not name.startswith(("model.layers.", "language_model", "lm_head"))
+    """Return whether a weight, renamed by `TEXT_PREFIXES`, is of another part of the model, such as a vision tower."""
+    return architecture.is_part and not name.startswith(("model.layers.", "lm_head."))
 
 
 def _stored_bytes(model_dir: Path, architecture: Architecture) -> int:
     if architecture.is_part:
-        return sum(end - start for start, end in (one["data_offsets"] for one in text_headers(model_dir).values()))
+        return stored_bytes(model_dir)
     return sum(os.path.getsize(file) for file in weight_files(model_dir))
 
 

@@ -10,8 +10,13 @@ from adapters.base import UserError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-# Names of a text decoder's tensors in a model that has other parts too.
-TEXT_PREFIXES = ("language_model.", "model.language_model.", "lm_head.")
+# How the tensors of a text decoder are named in a model that has other parts too -> in the text model alone.
+TEXT_PREFIXES = {
+    "language_model.model.": "model.",
+    "model.language_model.": "model.",
+    "language_model.lm_head.": "lm_head.",
+    "lm_head.": "lm_head.",
+}
 # Pickles run code when they are loaded.
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -78,7 +83,7 @@ def text_headers(model_dir: Path) -> dict[str, Any]:
     config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
     if not isinstance(config.get("text_config"), dict):
         return headers
-    return {name: header for name, header in headers.items() if name.startswith(TEXT_PREFIXES)}
+    return {name: header for name, header in headers.items() if name.startswith(tuple(TEXT_PREFIXES))}
 
 
 def tensor_headers(model_dir: Path) -> dict[str, Any]:

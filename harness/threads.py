@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 # Turns of a waiting thread's loop before it sleeps, about 10 microseconds; GNU OpenMP's own 300,000 are milliseconds.
-# scripts/side_by_side.py shows that two runs then share two cores fairly; alone one is about 2% slower.
+# scripts/side_by_side.py shows that two runs then share two cores fairly.
 SPIN_COUNT = 1000
 _USERS_OWN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 

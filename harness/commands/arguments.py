@@ -62,7 +62,7 @@ def add_backend(container: Container) -> None:
     container.add_argument(
         "--backend",
         metavar="NAME",
-        help="see `rsg-harness backends` (default: torch; for weights that MLX quantised, mlx-q* of their bits)",
+        help="see `rsg-harness backends` (default: auto, which is torch, or mlx-q* for weights that MLX quantised)",
     )
     container.add_argument(
         "--backend-arg",

@@ -11,12 +11,12 @@ from harness.scoring.encoding import TextEncoder, encode_pairs
 from harness.scoring.plan import make_plan
 from harness.scoring.scorer import NotFinite, Scorer
 
-CONTEXT = "Зимой река замёрзла, и дети катались на коньках до самого вечера.\nВопрос: было ли тепло?\nОтвет:"
-CHOICES = (" нет", " да, в тот день было очень тепло")
-# Largest difference of log-probabilities of one token, in nats. 16-bit types round differently in batches of different
-# shapes; the sums of a wrong formula differ by more.
+# Short, since this is a part of every start.
+CONTEXT = "Река замёрзла.\nБыло тепло?\nОтвет:"
+CHOICES = (" нет, холодно", " да, тепло")
+# Largest difference of a token's log-probability, in nats. In 16-bit types it depends on the shape of the batch.
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.5, "float16": 0.5}
-# A budget for which the context pays for a prefix of its own, so that the check covers prefixes.
+# A budget for which the shared context pays for a prefix of its own, so that the check covers prefixes.
 _BATCH_TOKENS = 16
 
 

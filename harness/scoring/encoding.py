@@ -105,7 +105,8 @@ class TextEncoder:
         with_special = list(tokenizer("a").input_ids)
         without = list(tokenizer("a", add_special_tokens=False).input_ids)
         # Some put tokens after the text too (EOS), where a continuation would follow: they are left out.
-        start = next(n for n in range(len(with_special) + 1) if with_special[n : n + len(without)] == without)
+        places = range(len(with_special) - len(without) + 1)
+        start = next((place for place in places if with_special[place : place + len(without)] == without), 0)
         if start == 0 and tokenizer.bos_token_id is not None and tokenizer.init_kwargs.get("add_bos_token"):
             return [tokenizer.bos_token_id]
         return with_special[:start]

@@ -111,6 +111,38 @@ def test_weights_that_give_nothing_but_nan_are_refused_at_once(
     refused(rsg_harness("run", "--model", broken, "--tasks", "terra"), "not numbers")
 
 
+def test_weights_that_the_architecture_has_no_place_for(rsg_harness: Command, tiny_model: Path, tmp_path: Path) -> None:
+    more = shutil.copytree(tiny_model, tmp_path / "more")
+    tensors = load_file(more / "model.safetensors")
+    tensors["model.layers.0.self_attn.q_proj.lora_A.default.weight"] = torch.zeros(4, 64)
+    save_file(tensors, more / "model.safetensors", {"format": "pt"})
+    run = ("run", "--model", more, "--tasks", "terra")
+    refused(rsg_harness(*run), "has no place for", "lora_A")
+    refused(rsg_harness(*run, "--backend", "mlx-bf16", "--execution", "mlx"), "mlx-lm cannot load")
+
+
+@pytest.mark.parametrize("backend", [("torch",), ("mlx-bf16", "--execution", "mlx")])
+def test_a_tokenizer_larger_than_the_vocabulary_matrix(
+    rsg_harness: Command, tiny_model: Path, tmp_path: Path, backend: tuple[str, ...]
+) -> None:
+    extended = shutil.copytree(tiny_model, tmp_path / "extended")
+    tokenizer = make_tiny_tokenizer()
+    tokenizer.add_tokens(["утверждение"])  # in the prompt
+    tokenizer.save_pretrained(extended)
+    done = rsg_harness("run", "--model", extended, "--tasks", "terra", "--backend", *backend)
+    refused(done, "'утверждение'", "512 rows")
+
+
+def test_a_chat_template_that_cannot_be_rendered(rsg_harness: Command, tiny_model: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(tiny_model, tmp_path / "broken")
+    (broken / "chat_template.jinja").write_text("{{ messages[0]['content'] }")
+    refused(rsg_harness("run", "--model", broken, "--tasks", "terra"), "chat template", "--apply-chat-template off")
+
+
+def test_a_path_that_does_not_exist(rsg_harness: Command) -> None:
+    refused(rsg_harness("run", "--model", "./not-here", "--tasks", "terra"), "no directory ./not-here")
+
+
 def test_float16_under_torch_and_a_missing_chat_template(rsg_harness: Command, tiny_model: Path) -> None:
     refused(rsg_harness("run", "--model", tiny_model, "--dtype", "float16"), "overflows in float16", "mlx-fp16")
     done = rsg_harness("run", "--model", tiny_model, "--tasks", "terra", "--apply-chat-template", "on")

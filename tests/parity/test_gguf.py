@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, Gemma3ForCausalLM, GgufConfig
 
 from harness.errors import UserError
-from harness.models.gguf import convert_gguf, read_header
+from harness.models.gguf import _configuration, convert_gguf, read_header
 from harness.models.resolve import find_model, provide
 from tests.tiny_gemma import make_tiny_gemma, make_tiny_tokenizer
 
@@ -107,6 +107,30 @@ def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.gguf").write_text("GUGF and some more text")
     with pytest.raises(UserError, match=r"text\.gguf is not a GGUF file"):
         convert_gguf(tmp_path / "text.gguf", tmp_path)
+
+
+def test_a_git_lfs_pointer_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "pointer.gguf").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(UserError, match="Git LFS pointer"):
+        convert_gguf(tmp_path / "pointer.gguf", tmp_path)
+
+
+def test_the_vision_part_of_a_model_is_refused(tiny: Path, tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "mmproj.gguf", tiny, architecture="clip")
+    with pytest.raises(UserError, match="vision part"):
+        convert_gguf(file, tmp_path)
+
+
+def test_linear_scaling_of_positions_is_kept(tiny: Path, tmp_path: Path) -> None:
+    header = read_header(write_gguf(tmp_path / "tiny.gguf", tiny))
+    header.values["gemma3.rope.scaling.type"] = "linear"
+    header.values["gemma3.rope.scaling.factor"] = 8.0
+    rope = _configuration(tmp_path / "tiny.gguf", header).rope_parameters
+    assert (rope["full_attention"]["rope_type"], rope["full_attention"]["factor"]) == ("linear", 8.0)
+    assert rope["sliding_attention"]["rope_type"] == "default"  # Gemma-3 scales its global layers only
+    header.values["gemma3.rope.scaling.type"] = "yarn"
+    with pytest.raises(UserError, match="scales its positions by yarn"):
+        _configuration(tmp_path / "tiny.gguf", header)
 
 
 @pytest.mark.parametrize("share", [0.001, 0.05, 0.9])

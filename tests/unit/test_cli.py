@@ -91,8 +91,6 @@ def test_help_tells_the_defaults_of_the_options(name: str) -> None:
         default = defaults.get(action.dest, dataclasses.MISSING)
         if default in (None, (), False, dataclasses.MISSING):
             continue
-        if action.dest == "backend" and default == "auto":
-            default = "torch"  # for most models
         shown = ",".join(default) if isinstance(default, tuple) else str(default).removesuffix(".0")
         assert re.search(rf"(^|[ (]){re.escape(shown)}($|[ ),;:])", action.help or ""), (name, action.dest)
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from adapters.text import load_tokenizer
@@ -105,6 +106,28 @@ def test_a_prompt_is_cut_from_the_left() -> None:
     assert cut_prompt([2, 5, 6, 7, 8], 3, bos_id=2) == [2, 7, 8]
     assert cut_prompt([5, 6, 7, 8], 3, bos_id=2) == [6, 7, 8]
     assert cut_prompt([2, 5], 3, bos_id=2) == [2, 5]
+
+
+def test_bos_stands_in_front_where_only_the_configuration_asks_for_it(tmp_path: Path) -> None:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(make_tiny_gemma(tmp_path))
+    bare = Tokenizer.from_str(tokenizer._tokenizer.to_str())
+    bare.post_processor = TemplateProcessing(single="$A", special_tokens=[])
+    asked = PreTrainedTokenizerFast(tokenizer_object=bare, bos_token="<bos>", add_bos_token=True)
+    assert TextEncoder(asked).puts_bos
+    assert TextEncoder(asked).encode("Да") == TextEncoder(tokenizer).encode("Да")
+    silent = PreTrainedTokenizerFast(tokenizer_object=bare, bos_token="<bos>")
+    assert not TextEncoder(silent).puts_bos
+
+
+def test_a_token_after_the_text_is_left_out_and_eos_starts_a_text_where_there_is_no_bos(tmp_path: Path) -> None:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(make_tiny_gemma(tmp_path))
+    ending = Tokenizer.from_str(tokenizer._tokenizer.to_str())
+    ending.post_processor = TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 1)])
+    encoder = TextEncoder(PreTrainedTokenizerFast(tokenizer_object=ending, eos_token="<eos>"))
+    assert encoder.encode("Да") == TextEncoder(tokenizer).encode("Да")[1:]
+    (sequence,) = encode_pairs(encoder, [("", "Да")], 100)
+    assert sequence.tokens[0] == 1
+    assert sequence.continuation_start == 1
 
 
 def test_a_vocabulary_that_joins_a_line_break_with_a_letter_is_encoded_whole(tmp_path: Path) -> None:

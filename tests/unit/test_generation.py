@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
-import torch
 
 from adapters.base import Backend, OutOfMemory, Prefix, Sampling
 from adapters.torch_backend import TorchBackend, load_torch
@@ -17,14 +16,6 @@ from tests.tiny_gemma import VOCABULARY_SIZE, make_tiny_gemma
 SHORT = Sampling(max_new_tokens=6)
 STOPPED = Sampling(max_new_tokens=10, stop=("\n", "K"))
 LENGTHS = (5, 5, 12, 5, 12, 12, 5, 12)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -24,14 +24,6 @@ TOLERANCE = 1e-3  # natural logarithms
 BUDGETS = [1, 48, 160, 4096]  # tokens a batch: every row alone, many units, few, all at once
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_gemma(tmp_path_factory.mktemp("gemma"), num_hidden_layers=4)

@@ -1,0 +1,78 @@
+"""Which files of a directory are the model: one answer for every backend, or a refusal that names a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from adapters.base import UserError
+from adapters.weight_files import INDEX, SINGLE, tensor_headers, weight_files
+
+FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+
+
+def write(directory: Path, *names: str) -> None:
+    for name in names:
+        save_file({name: np.zeros(3, dtype=np.float32)}, directory / name)
+
+
+def write_index(directory: Path) -> None:
+    (directory / INDEX).write_text(json.dumps({"weight_map": {"a": FIRST, "b": SECOND}}))
+
+
+def test_a_single_file_is_the_model_whatever_adapters_and_heads_lie_beside_it(tmp_path):
+    write(tmp_path, SINGLE, "adapter_model.safetensors", "heads.safetensors")
+    assert weight_files(tmp_path) == [tmp_path / SINGLE]
+
+
+def test_an_index_names_the_files(tmp_path):
+    write(tmp_path, FIRST, SECOND)
+    write_index(tmp_path)
+    assert weight_files(tmp_path) == [tmp_path / FIRST, tmp_path / SECOND]
+    assert set(tensor_headers(tmp_path)) == {FIRST, SECOND}
+
+
+@pytest.mark.parametrize(
+    ("files", "index", "said"),
+    [
+        ((FIRST,), True, f"lacks {SECOND}"),
+        ((FIRST, SECOND, SINGLE), True, f"{SINGLE} beside the files"),
+        ((FIRST, SECOND), False, f"no {INDEX}"),
+        ((SINGLE, FIRST), False, f"{FIRST} beside {SINGLE}"),
+        (("weights.safetensors",), False, "rename it"),
+        ((), False, "no weights"),
+    ],
+)
+def test_anything_unclear_is_refused(tmp_path, files, index, said):
+    write(tmp_path, *files)
+    if index:
+        write_index(tmp_path)
+    with pytest.raises(UserError) as refused:
+        weight_files(tmp_path)
+    assert said in str(refused.value)
+
+
+def test_pickles_are_named_and_never_loaded(tmp_path):
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(UserError, match=r"pytorch_model\.bin is a pickle"):
+        weight_files(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"weight_map": 1}'])
+def test_a_damaged_index_is_a_line(tmp_path, content):
+    write(tmp_path, FIRST)
+    (tmp_path / INDEX).write_text(content)
+    with pytest.raises(UserError, match="no index of weights"):
+        weight_files(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [4, 30, -2])
+def test_half_a_file_is_a_line(tmp_path, kept):
+    write(tmp_path, SINGLE)
+    (tmp_path / SINGLE).write_bytes((tmp_path / SINGLE).read_bytes()[:kept])
+    with pytest.raises(UserError, match="damaged or incomplete"):
+        tensor_headers(tmp_path)
