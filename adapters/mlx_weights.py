@@ -282,7 +282,7 @@ def dequantized_state(
         shape, layer = tuple(weight.shape), {}
         if scales is not None:
             layer = layer_quantization(quantization, path, shape[-1], scales.shape[-1])
-            shape = (shape[0], shape[1] * 32 // layer["bits"])
+            shape = (*shape[:-1], shape[-1] * 32 // layer["bits"])
         result = torch.empty(shape, dtype=getattr(torch, dtype))
         rows = max(1, VALUES_PER_BLOCK // math.prod(shape[1:]))
         for start in range(0, shape[0], rows):

@@ -391,6 +391,11 @@ def _load_weights(
         )
     model, report = loaded
     missing = sorted(report["missing_keys"])
+    if missing and state is not None:
+        raise UserError(
+            f"mlx-lm stores {architecture.model_type} under other names than transformers, {missing[0]} among them",
+            "use --execution mlx, or --backend torch",
+        )
     if missing:
         raise UserError(
             f"{model_dir} lacks {len(missing)} weights, among them {missing[0]}", "copy all its *.safetensors files"

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.integration.command import Command
 from tests.tiny_gemma import make_tiny_gemma, make_tiny_tokenizer
+from tests.tiny_models import make_tiny_model
 
 
 def refused(done: object, *words: str) -> None:
@@ -137,6 +138,14 @@ def test_a_chat_template_that_cannot_be_rendered(rsg_harness: Command, tiny_mode
     broken = shutil.copytree(tiny_model, tmp_path / "broken")
     (broken / "chat_template.jinja").write_text("{{ messages[0]['content'] }")
     refused(rsg_harness("run", "--model", broken, "--tasks", "terra"), "chat template", "--apply-chat-template off")
+
+
+def test_mlx_weights_that_transformers_names_otherwise(rsg_harness: Command, tmp_path: Path) -> None:
+    experts = make_tiny_model("mixtral", tmp_path / "mixtral")
+    run = ("run", "--model", experts, "--tasks", "terra", "--limit", "2", "--backend", "mlx-q8")
+    refused(rsg_harness(*run, "--execution", "torch"), "other names than transformers", "--execution mlx")
+    done = rsg_harness(*run, "--execution", "mlx")
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_path_that_does_not_exist(rsg_harness: Command) -> None:
