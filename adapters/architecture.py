@@ -56,6 +56,13 @@ class Architecture:
         return getattr(self.config, "sliding_window", None) if slides else None
 
     @property
+    def windows(self) -> dict[str, int | None]:
+        """Kind of layer, as transformers names it -> tokens that such layers see, None: all."""
+        named = getattr(self.config, "layer_types", None) or []
+        default = "sliding_attention" if self.window else "full_attention"
+        return {kind: self.window if kind == "sliding_attention" else None for kind in sorted({*named}) or [default]}
+
+    @property
     def overflows_float16(self) -> bool:
         """Whether float16 is too small for the model's hidden states, as it is for all Gemmas."""
         return self.model_type.startswith("gemma")

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from adapters.base import CachedDirectory, UserError
+from adapters.base import CachedDirectory, UserError, library_errors
 from adapters.weight_files import text_headers, weight_files
 
 # What MLX can quantise to: mode -> (bits, group sizes).
@@ -218,7 +218,10 @@ def convert(source: Path, config: dict[str, Any], target: Path, **settings: Any)
     def make(staged: Path, result: Path) -> None:
         import mlx_lm
 
-        with contextlib.redirect_stdout(io.StringIO()):  # "[INFO] Loading" and the like
+        with (
+            contextlib.redirect_stdout(io.StringIO()),  # "[INFO] Loading" and the like
+            library_errors(f"mlx-lm cannot quantise {source}", "use --backend torch"),
+        ):
             mlx_lm.convert(str(staged), str(result), quantize=True, trust_remote_code=False, **settings)
 
     write_converted(source, config, target, make)

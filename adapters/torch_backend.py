@@ -71,6 +71,11 @@ def _new_cache(model: Any) -> DynamicCache:
     return DynamicCache(config=model.config)
 
 
+def shares_prefixes(model: Any) -> bool:
+    """Return whether several continuations can follow one prefix's cache; not so where layers are recurrent."""
+    return all(type(layer) in _BRANCHING for layer in _new_cache(model).layers)
+
+
 def _forgetting(layer: Any) -> Callable[..., Any]:
     """Return the layer's `update` with one change: the layer itself keeps its old keys and values."""
     update, keys, values = layer.update, layer.keys, layer.values
@@ -90,7 +95,7 @@ class TorchBackend(Backend):
         self.model = model
         self.tokenizer = tokenizer
         self.info = info
-        self.shares_prefixes = all(type(layer) in _BRANCHING for layer in _new_cache(model).layers)
+        self.shares_prefixes = shares_prefixes(model)
         self._logits = logits
         self._peak = 0
 
@@ -255,16 +260,20 @@ def _vocabulary_pass(
         logits = hidden @ head.weight[start : start + VOCABULARY_CHUNK].float().T
         if head.bias is not None:
             logits += head.bias[start : start + VOCABULARY_CHUNK].float()
-        if rule.scale != 1:
-            logits *= rule.scale
-        if rule.cap is not None:
-            logits.div_(rule.cap).tanh_().mul_(rule.cap)
+        logits = apply_rule(logits, rule)
         inside = (wanted >= start) & (wanted < start + logits.shape[1])
         logits_wanted[inside] = logits[rows[inside], wanted[inside] - start]
         new_best = torch.maximum(best, logits.max(dim=1).values)
         total = total * torch.exp(best - new_best) + torch.exp(logits.sub_(new_best[:, None])).sum(dim=1)
         best = new_best
     return best + torch.log(total), best, logits_wanted
+
+
+def apply_rule(output: torch.Tensor, rule: Logits) -> torch.Tensor:
+    """Return the logits that follow from the output of a head."""
+    if rule.scale != 1:
+        output = output * rule.scale
+    return output if rule.cap is None else torch.tanh(output / rule.cap) * rule.cap
 
 
 def raise_if_out_of_memory(error: RuntimeError) -> None:
@@ -338,7 +347,7 @@ def load_torch(
         # mlx-lm writes this key for its own use; transformers would read it as one of its own methods.
         vars(config).pop("quantization_config", None)
     config._attn_implementation = _attention(architecture, device)
-    model = _load_weights(model_dir, architecture, torch_dtype, state)
+    model = load_weights(model_dir, architecture, torch_dtype, state)
     model = model.to(device).eval()
     model.requires_grad_(False)
     stored = _stored_type(model_dir) if state is None else weights or ""
@@ -367,8 +376,11 @@ def _attention(architecture: Architecture, device: str) -> str:
     return "sdpa" if kind._supports_sdpa else "eager"
 
 
-def _load_weights(
-    model_dir: Path, architecture: Architecture, dtype: torch.dtype, state: dict[str, torch.Tensor] | None
+def load_weights(
+    model_dir: Path,
+    architecture: Architecture,
+    dtype: torch.dtype | str,
+    state: dict[str, torch.Tensor] | None = None,
 ) -> Any:
     """Return the model with all its weights, from the directory or from `state`.
 
@@ -390,6 +402,8 @@ def _load_weights(
             output_loading_info=True,
         )
     model, report = loaded
+    if architecture.is_part:
+        model._weight_conversions = None  # save_pretrained would undo the renaming, and write a text model's config
     missing = sorted(report["missing_keys"])
     if missing and state is not None:
         raise UserError(

@@ -150,7 +150,7 @@ class Setup:
         return [render_document(self.tasks["rsg_muserc"], doc, self.encoding.template) for doc in example.docs]
 
     def _scores(self, model: Any, packed: list[Any]) -> torch.Tensor:
-        inputs = make_inputs(packed, model.window, self.accelerator.device)
+        inputs = make_inputs(packed, model.windows, self.accelerator.device)
         with self.accelerator.autocast():
             return model(inputs, model.lower(inputs), "muserc")
 

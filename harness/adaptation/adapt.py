@@ -15,7 +15,8 @@ from typing import Any
 from tabulate import tabulate
 from tokenizers import Tokenizer
 
-from adapters.mlx_weights import parameter_count, read_config, stored_bytes
+from adapters.architecture import read_architecture
+from adapters.mlx_weights import parameter_count, stored_bytes
 from harness.adaptation import tokenizer_file
 from harness.adaptation.analyse import cost_table, count_tokens, text_use, use_table, vocabulary_cost
 from harness.adaptation.corpus import Corpus, read_corpus, russian_share, task_texts
@@ -28,7 +29,8 @@ from harness.adaptation.pretrain import pretrain
 from harness.errors import UserError
 from harness.files import MIB, whole_directory
 from harness.models.checkpoint import write_merged
-from harness.models.resolve import LocalModel, find_model, provide, require_gemma
+from harness.models.licence import licence_notice, licence_of
+from harness.models.resolve import LocalModel, find_model, provide, require_unquantised
 from harness.records import provenance
 from harness.records.adaptation import (
     ADAPTATION,
@@ -42,7 +44,6 @@ from harness.records.adaptation import (
     write_adaptation,
 )
 from harness.settings import agree_on_settings
-from harness.training.saving import GEMMA_NOTICE
 
 # With a smaller share of Cyrillic letters in every corpus, the user is warned.
 _ENOUGH_RUSSIAN = 0.3
@@ -121,8 +122,8 @@ def analyse(options: AdaptOptions) -> str:
         for name, loaded in tokenizers.items()
         if name in ("as it is", "extended")
     }
-    config = read_config(source.model.path)
-    width, rows = config["hidden_size"], config["vocab_size"]
+    config = read_architecture(source.model.path).config
+    width, rows = config.hidden_size, config.vocab_size
     others = parameter_count(source.model.path) - rows * width
     sizes = {"as it is": rows} | {name: tokenizer_file.size(new.tokenizer) for name, new in made.items()}
     held_out = [text for corpus in corpora for text in corpus.held_out]
@@ -166,7 +167,9 @@ def adapt(options: AdaptOptions) -> Adapted:
         record = _record(options, source.model, settings, new, held_out, scratch)
         write_adaptation(scratch, record)
         if source.model.checkpoint is None:
-            (scratch / "README.md").write_text(_card(output.name, record), encoding="utf-8")
+            (scratch / "README.md").write_text(
+                _card(output.name, record, licence_of(source.model.path)), encoding="utf-8"
+            )
         else:
             change = f"Vocabulary pruned to {len(new.kept):,} rows by rsg-harness."
             write_merged(scratch, source.model.checkpoint, change, output.name)
@@ -218,7 +221,7 @@ def before_and_after(adapted: Adapted) -> str:
 
 def _open(options: AdaptOptions) -> _Source:
     model = provide(find_model(options.model))
-    require_gemma(model, "adapt")
+    require_unquantised(model, "adapt")
     tokenizer = tokenizer_file.read_tokenizer(model.path)
     return _Source(model, tokenizer, Tokenizer.from_file(str(model.path / "tokenizer.json")))
 
@@ -283,7 +286,7 @@ def _record(
     return AdaptationRecord(
         **dict(settings),
         base_model=BaseModelRecord(name=options.model, origin=model.origin),
-        rows=RowsRecord(before=read_config(model.path)["vocab_size"], kept=len(new.kept), new=new.new_tokens),
+        rows=RowsRecord(before=read_architecture(model.path).config.vocab_size, kept=len(new.kept), new=new.new_tokens),
         weights_bytes=BytesRecord(before=stored_bytes(model.path), after=stored_bytes(scratch)),
         held_out=held_out,
         versions=provenance.versions(),
@@ -293,12 +296,12 @@ def _record(
     )
 
 
-def _card(name: str, record: AdaptationRecord) -> str:
+def _card(name: str, record: AdaptationRecord, licence: dict[str, str]) -> str:
     rows, before, after = record.rows, record.held_out.before, record.held_out.after
     steps = record.training.row_steps + record.training.lora_steps
     lines = [
         "---",
-        "license: gemma",
+        *(f"{key}: {value}" for key, value in licence.items()),
         "language: ru",
         "library_name: transformers",
         "---",
@@ -307,7 +310,7 @@ def _card(name: str, record: AdaptationRecord) -> str:
         f"{record.base_model.origin} with another vocabulary: {rows.kept:,} of {rows.before:,} tokens kept, "
         f"{rows.new:,} added" + (f", {steps} steps of continued pre-training." if steps else "."),
         "",
-        GEMMA_NOTICE,
+        licence_notice(licence),
         "",
         "| on held-out texts | before | after |",
         "|---|---|---|",

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional
-from transformers import Gemma3ForCausalLM
 
-from adapters.mlx_weights import TOKENIZER_FILES, read_config
+from adapters.architecture import read_architecture
+from adapters.mlx_weights import TOKENIZER_FILES
+from adapters.torch_backend import load_weights
 from harness.errors import UserError
 from harness.quiet import quiet_libraries
 
@@ -28,8 +28,6 @@ def write_model(
 ) -> None:
     """Write the model with the rows of the kept tokens and one row for each new token.
 
-    Gemma-3 has one matrix for input and output rows, and so has the new model.
-
     Args:
         source: A transformers directory.
         target: An existing empty directory.
@@ -38,23 +36,24 @@ def write_model(
         make_new: Returns the rows of the new tokens, given the old matrix.
 
     Raises:
-        UserError: The model has a separate matrix for output rows.
+        UserError: A matrix other than those of input and output has rows of the vocabulary.
     """
-    if read_config(source).get("tie_word_embeddings") is False:
-        raise UserError(f"{source} has separate output embeddings", "Gemma-3 has one matrix for both; use such a model")
+    architecture = read_architecture(source)
     with quiet_libraries():
-        model: Any = Gemma3ForCausalLM.from_pretrained(source, dtype="auto")
-        embedding = model.get_input_embeddings()
-        old = embedding.weight.detach()
-        # Gemma-3's tokenizer has a token for images, whose id is past the last row of its text models.
-        missing = max(0, max(kept) + 1 - len(old))
-        rows = functional.pad(old, (0, 0, 0, missing))[list(kept)]
-        if make_new is not None:
-            rows = torch.cat([rows, make_new(old.float()).to(old.dtype)])
-        embedding.weight = torch.nn.Parameter(rows)
-        embedding.num_embeddings = len(rows)
-        model.tie_weights()
-        model.config.vocab_size = len(rows)
+        model = load_weights(source, architecture, "auto")
+        embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+        tied = head.weight is embedding.weight
+        _check_rows(model, [embedding.weight, head.weight, head.bias])
+        if make_new is not None and (not tied or head.bias is not None):
+            raise UserError(f"{source} has separate output embeddings or a bias", "use --prune without --new-tokens")
+        embedding.weight = torch.nn.Parameter(_chosen(embedding.weight.detach(), kept, make_new))
+        embedding.num_embeddings = model.config.vocab_size = len(embedding.weight)
+        if tied:
+            model.tie_weights()
+        else:
+            head.weight = torch.nn.Parameter(_chosen(head.weight.detach(), kept))
+        if head.bias is not None:
+            head.bias = torch.nn.Parameter(_chosen(head.bias.detach(), kept))
         new_ids = {number: place for place, number in enumerate(kept)}
         for config in (model.config, model.generation_config):
             for key in _ID_KEYS:
@@ -66,6 +65,27 @@ def write_model(
         if file.name.startswith(TOKENIZER_FILES) and not (target / file.name).exists():
             shutil.copyfile(file, target / file.name)
     _set_plain_tokenizer_class(target / "tokenizer_config.json")
+
+
+def _check_rows(model: Any, known: Sequence[torch.Tensor | None]) -> None:
+    """Refuse a model that holds rows of the vocabulary in yet another tensor, such as one a layer (Gemma 3n and 4)."""
+    vocabulary = len(model.get_input_embeddings().weight)
+    for name, parameter in model.named_parameters():
+        if len(parameter) == vocabulary and not any(parameter is one for one in known):
+            raise UserError(
+                f"{type(model).__name__} has rows of the vocabulary in {name} too, which adapt does not change",
+                "adapt a model with one matrix for input and one for output rows",
+            )
+
+
+def _chosen(
+    old: torch.Tensor, kept: Sequence[int], make_new: Callable[[torch.Tensor], torch.Tensor] | None = None
+) -> torch.Tensor:
+    """Return the kept rows of a matrix, and the new ones."""
+    # Gemma-3's tokenizer has a token for images, whose id is past the last row of its text models.
+    missing = max(0, max(kept) + 1 - len(old))
+    rows = torch.cat([old, old.new_zeros(missing, *old.shape[1:])])[list(kept)]
+    return rows if make_new is None else torch.cat([rows, make_new(old.float()).to(old.dtype)])
 
 
 def _renumbered(found: int | list[int], new_ids: Mapping[int, int]) -> int | list[int]:

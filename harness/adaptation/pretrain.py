@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
+from adapters.architecture import Logits, read_architecture
 from adapters.text import load_tokenizer
-from adapters.torch_backend import pick_device, pick_dtype
+from adapters.torch_backend import apply_rule, load_weights, pick_device, pick_dtype
 from harness.adaptation.options import Pretraining
 from harness.errors import UserError
 from harness.progress import Bar
@@ -27,6 +27,7 @@ from harness.quiet import quiet_libraries
 from harness.training.frozen_norm import replace_frozen_norms
 from harness.training.model import add_lora
 from harness.training.recipe import LoraRecipe
+from harness.training.split import decoder_layers
 from harness.training.state import load_state, save_state
 
 # Positions projected to the vocabulary at a time; the backward pass computes their logits again.
@@ -74,12 +75,14 @@ def pretrain(model_dir: Path, first_new: int, texts: Sequence[str], plan: Pretra
     dtype = pick_dtype("auto", device.type)
     torch.manual_seed(plan.seed)
     with quiet_libraries():
-        model: Any = Gemma3ForCausalLM.from_pretrained(model_dir, dtype=dtype).requires_grad_(False)
-        trained = Rows(model.to(device), first_new, dtype)
-        wrapper = add_lora(model, LoraRecipe(), range(len(model.model.layers)), dtype) if plan.lora_steps else None
+        architecture = read_architecture(model_dir)
+        model = load_weights(model_dir, architecture, dtype).requires_grad_(False)
+        trained = Rows(model.to(device), architecture.logits, first_new, dtype)
+        _, layers = decoder_layers(model.get_decoder())
+        wrapper = add_lora(model, LoraRecipe(), range(len(layers)), dtype) if plan.lora_steps else None
     lora = {name: part for name, part in wrapper.named_parameters() if "lora_" in name} if wrapper else {}
     state = {"rows": trained.rows, **lora}
-    replace_frozen_norms(model.model.layers)
+    replace_frozen_norms(layers)
     optimiser = torch.optim.AdamW(
         [
             {"params": [trained.rows], "peak": plan.row_learning_rate, "eps": _ROW_EPSILON},
@@ -128,14 +131,15 @@ def _rate_share(step: int, plan: Pretraining) -> float:
 class Rows:
     """The model with its new rows as a separate float32 parameter."""
 
-    def __init__(self, model: Any, first_new: int, dtype: torch.dtype) -> None:
+    def __init__(self, model: Any, rule: Logits, first_new: int, dtype: torch.dtype) -> None:
         self.model = model
+        self.rule = rule
         self.first = first_new
         matrix = model.get_input_embeddings().weight.detach()
         self.old = matrix[:first_new]
         self.rows = torch.nn.Parameter(matrix[first_new:].float())
         self.dtype = dtype
-        self.scale = float(model.get_input_embeddings().scalar_embed_scale)
+        self.scale = float(getattr(model.get_input_embeddings(), "scalar_embed_scale", 1.0))  # Gemma scales its rows
 
     def loss(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the mean cross-entropy of the next token, in nats. `tokens`: int64 [rows, length]."""
@@ -143,7 +147,7 @@ class Rows:
         old = functional.embedding(tokens.clamp(max=self.first - 1), self.old)
         new = functional.embedding((tokens - self.first).clamp(min=0), self.rows).to(self.dtype)
         embedded = torch.where(is_new, new, old) * torch.tensor(self.scale, dtype=self.dtype)
-        states = self.model.model(inputs_embeds=embedded, use_cache=False).last_hidden_state
+        states = self.model.get_decoder()(inputs_embeds=embedded, use_cache=False).last_hidden_state
         states, wanted = states[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
         losses = [
             checkpoint(self._loss_sum, some, targets, self.rows, use_reentrant=False)
@@ -155,7 +159,7 @@ class Rows:
         logits = torch.cat(
             [functional.linear(states, self.old), functional.linear(states, rows.to(self.dtype))], dim=-1
         )
-        return functional.cross_entropy(logits.float(), wanted, reduction="sum")
+        return functional.cross_entropy(apply_rule(logits.float(), self.rule), wanted, reduction="sum")
 
     @torch.no_grad()
     def write(self, model_dir: Path, wrapper: Any) -> None:
@@ -165,7 +169,7 @@ class Rows:
             model_dir: The model's directory.
             wrapper: peft's, whose LoRA is merged into the layers; or None.
         """
-        stored = Gemma3TextConfig.from_pretrained(model_dir).dtype
+        stored = read_architecture(model_dir).config.dtype
         with quiet_libraries():
             model = self.model.float()
             model.get_input_embeddings().weight[self.first :] = self.rows

@@ -86,6 +86,8 @@ def with_derivations(tokenizer: Mapping[str, Any], ids: Iterable[int]) -> set[in
     ranks = merge_ranks(tokenizer)
     kept = set(ids)
     for number in list(kept):
+        if number not in pieces:  # an added token such as Gemma-3's for images, which nothing is merged into
+            continue
         parts = list(pieces[number])
         passed = {*parts, *(left + right for left, right in _joins(parts, ranks))}
         kept |= {vocabulary[piece] for piece in passed if piece in vocabulary}

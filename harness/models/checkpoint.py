@@ -3,7 +3,7 @@
 rsg_checkpoint.json          what it is: base model, heads, prompts, training record, hash of every file
 heads.safetensors            `weight` [rows, hidden size], `bias` [rows]; the JSON says which rows are whose
 adapter_model.safetensors    LoRA in peft's format, with adapter_config.json; or
-layers.safetensors           the changed layers, named as in Gemma3ForCausalLM
+layers.safetensors           the changed layers, named as in transformers' causal language model
 README.md                    the model card
 """
 
@@ -228,12 +228,13 @@ def fuse(directory: Path, checkpoint: Checkpoint, base_dir: Path, target: Path) 
     """
     import torch
     from safetensors.torch import load_file
-    from transformers import Gemma3ForCausalLM
 
+    from adapters.architecture import read_architecture
+    from adapters.torch_backend import load_weights
     from harness.quiet import quiet_libraries
 
     with quiet_libraries():
-        model: Any = Gemma3ForCausalLM.from_pretrained(base_dir, dtype="auto")
+        model = load_weights(base_dir, read_architecture(base_dir), "auto")
         stored = model.dtype
         if checkpoint.adaptation == "lora":
             from peft import PeftModel

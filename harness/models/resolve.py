@@ -37,7 +37,7 @@ KEPT_CHECKPOINTS = Path("results") / "checkpoints"
 _GGUF_VERSION = 2
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 # The files of a hub repository that we read; never pickles.
-_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt"]
+_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "README.md"]
 
 log = logging.getLogger(__name__)
 
@@ -258,20 +258,14 @@ def _checked(path: Path, name: str, origin: str) -> LocalModel:
     return LocalModel(name, origin, path, _fingerprint([path / "config.json", *tokenizer_files(path)], weights))
 
 
-def require_gemma(model: LocalModel, verb: str) -> None:
-    """Refuse a model that a verb cannot change.
+def require_unquantised(model: LocalModel, verb: str) -> None:
+    """Refuse a model whose weights a verb cannot change.
 
     Raises:
-        UserError: It is quantised, or no Gemma-3 text model.
+        UserError: It is quantised.
     """
-    config = read_config(model.path)
-    if quantization_of(config) is not None:
+    if quantization_of(read_config(model.path)) is not None:
         raise UserError(f"{model.name} is quantised, and {verb} needs the whole weights", "name the unquantised model")
-    if config["model_type"] != "gemma3_text":
-        raise UserError(
-            f"{verb} works with Gemma-3 text models, and {model.name} is a {config['model_type']}",
-            "name one such as google/gemma-3-270m",
-        )
 
 
 def _fingerprint(files: list[Path], weights: list[Path]) -> str:

@@ -73,7 +73,12 @@ def load_splits(recipe: Recipe, data: str) -> Splits:
 
 
 def prepare_data(
-    recipe: Recipe, data: str, splits: Splits, template: Template, distilled: DistilledData | None = None
+    recipe: Recipe,
+    data: str,
+    splits: Splits,
+    template: Template,
+    encoder: TextEncoder,
+    distilled: DistilledData | None = None,
 ) -> TrainingData:
     """Render, encode and pack all documents that a training run may read, with what a teacher said of them.
 
@@ -82,10 +87,11 @@ def prepare_data(
         data: The source of the documents.
         splits: The documents, from `load_splits`.
         template: Of the base model's tokenizer.
+        encoder: Of the same tokenizer.
         distilled: A teacher's labels and documents.
     """
     layout = make_layout(recipe.kinds())
-    encoding = Encoding(TextEncoder(template.tokenizer), template, layout, recipe.max_tokens)
+    encoding = Encoding(encoder, template, layout, recipe.max_tokens)
     chosen = {task: choose([task], part.prompt)[0] for task, part in recipe.tasks.items()}
     renderers = load_tasks(list(chosen.values()), data=data, split="validation")
     found: dict[str, dict[str, list[Example]]] = {"train": {}, "validation": {}}

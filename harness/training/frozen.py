@@ -41,7 +41,7 @@ class FrozenLayers:
         self._states = states
         self._numbers: Mapping[int, int] = {id(example): number for number, example in enumerate(examples)}
 
-    def __call__(self, inputs: Inputs, examples: Sequence[Example]) -> torch.Tensor:
+    def __call__(self, inputs: Inputs, examples: Sequence[Example]) -> torch.Tensor | None:
         """Return the hidden states of a batch after the frozen layers, [rows, longest, hidden size].
 
         Where those of any example are missing, the whole batch is computed, so the numbers do not depend on what a
@@ -52,12 +52,14 @@ class FrozenLayers:
         numbers = [self._numbers[id(example)] for example in examples]
         kept = [self._states.get(number) for number in numbers]
         if all(states is not None for states in kept):
-            width = inputs.tokens.shape[1]
+            tokens = inputs.decoder["input_ids"]
+            width = tokens.shape[1]
             padded = np.zeros((len(kept), width, kept[0].shape[1]), dtype=kept[0].dtype)  # type: ignore[union-attr]
             for row, states in enumerate(kept):
                 padded[row, : len(states)] = states  # type: ignore[arg-type]
-            return _from_stored(padded).to(inputs.tokens.device)
+            return _from_stored(padded).to(tokens.device)
         lower = self._model.lower(inputs)
+        assert lower is not None  # states are kept only where layers are frozen
         stored = _to_stored(lower)
         for row, (number, example, states) in enumerate(zip(numbers, examples, kept, strict=True)):
             if states is None:

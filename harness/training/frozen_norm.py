@@ -12,6 +12,9 @@ from typing import Any
 
 import torch
 
+# Those that compute x̂ · (1 + weight) in float32 and round once.
+_NORMS = ("GemmaRMSNorm", "Gemma2RMSNorm", "Gemma3RMSNorm")
+
 
 class _RmsNorm(torch.autograd.Function):
     """Compute in float32 and round once, as Gemma3RMSNorm does."""
@@ -35,7 +38,7 @@ class _RmsNorm(torch.autograd.Function):
 def replace_frozen_norms(layers: Any) -> None:
     """Replace the norms of these layers by the formula above, except those whose weights are trained."""
     for module in layers.modules():
-        if type(module).__name__ == "Gemma3RMSNorm" and not module.weight.requires_grad:
+        if type(module).__name__ in _NORMS and not module.weight.requires_grad:
             module.register_buffer("scale", 1.0 + module.weight.detach().float(), persistent=False)
             module.forward = types.MethodType(_forward, module)
 

@@ -1,13 +1,13 @@
-"""The multitask model: one Gemma-3 text model, its lower layers frozen, and a row of head weights for each answer.
+"""The multitask model: one language model, its lower layers frozen, and a row of head weights for each answer.
 
-The lower part (embeddings and frozen layers) and the upper part (the rest) run separately, so that the output of the
-lower part can be kept from one epoch to the next.
+The frozen layers and the rest run separately, so that the output of the frozen ones can be kept from one epoch to the
+next.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,18 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+from transformers.pytorch_utils import Conv1D
 
+from adapters.architecture import Architecture, model_class, read_architecture
 from adapters.torch_attention import PACKED_ATTENTION
-from harness.errors import UserError
+from adapters.torch_backend import apply_rule, load_weights, shares_prefixes
+from harness.errors import UserError, nearest_hint
 from harness.models.heads import HeadLayout
 from harness.quiet import quiet_libraries
 from harness.scoring.packing import PackedBatch, PackedSequence, stack
 from harness.training.frozen_norm import replace_frozen_norms
 from harness.training.recipe import LoraRecipe, Recipe
+from harness.training.split import SplitDecoder, decoder_layers
 
 # Positions projected to the whole vocabulary at a time: 128 rows of 262,144 logits are 128 MB in float32.
 POSITION_CHUNK = 128
@@ -37,29 +40,27 @@ class Inputs:
     """A batch on the device.
 
     Attributes:
-        tokens, positions: int64 [rows, longest].
-        masks: layer type -> bool [rows, 1, longest, longest].
+        decoder: The decoder's arguments: tokens and positions int64 [rows, longest], and the mask of each kind of
+            layer, bool [rows, 1, longest, longest].
         reads: Places in the flattened batch whose hidden states are read, int64 [reads].
         sources: Index of each prediction into `reads`, int64 [predictions].
         predicted: Token or head row, int64 [predictions].
         choices: The choice that each prediction is a part of, counted over the batch, int64 [predictions].
     """
 
-    tokens: torch.Tensor
-    positions: torch.Tensor
-    masks: dict[str, torch.Tensor]
+    decoder: dict[str, Any]
     reads: torch.Tensor
     sources: torch.Tensor
     predicted: torch.Tensor
     choices: torch.Tensor
 
 
-def make_inputs(packed: Sequence[PackedSequence], window: int, device: torch.device) -> Inputs:
+def make_inputs(packed: Sequence[PackedSequence], windows: Mapping[str, int | None], device: torch.device) -> Inputs:
     """Stack packed sequences into a batch.
 
     Args:
         packed: One or more sequences.
-        window: The model's sliding window, in tokens.
+        windows: As `Architecture.windows`.
         device: Where the batch goes.
     """
     batch: PackedBatch = stack(packed)
@@ -72,12 +73,14 @@ def make_inputs(packed: Sequence[PackedSequence], window: int, device: torch.dev
     def on_device(values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(values).to(device)
 
+    masks = {kind: on_device(batch.mask(window)) for kind, window in windows.items()}
     return Inputs(
-        tokens=on_device(batch.tokens),
-        positions=on_device(batch.positions),
-        masks={
-            "full_attention": on_device(batch.mask()),
-            "sliding_attention": on_device(batch.mask(window)),
+        decoder={
+            "input_ids": on_device(batch.tokens),
+            "position_ids": on_device(batch.positions),
+            # Models with layers of one kind take no dictionary.
+            "attention_mask": masks if len(masks) > 1 else next(iter(masks.values())),
+            "use_cache": False,
         },
         reads=on_device(reads.astype(np.int64)),
         sources=on_device(sources.astype(np.int64)),
@@ -90,23 +93,22 @@ class MultitaskModel(nn.Module):
     """A backbone and heads.
 
     Args:
-        language_model: Gemma3ForCausalLM, with or without LoRA layers.
+        language_model: transformers' causal language model, with or without LoRA layers.
+        architecture: Of this model.
         frozen: Number of the lowest layers that never change; nor do the embeddings.
         layout: Of the heads.
     """
 
-    def __init__(self, language_model: Any, frozen: int, layout: HeadLayout) -> None:
+    def __init__(self, language_model: Any, architecture: Architecture, frozen: int, layout: HeadLayout) -> None:
         super().__init__()
         self.language_model = language_model
         self.layout = layout
-        text_model = language_model.model
-        text_model.config._attn_implementation = PACKED_ATTENTION
-        layers = len(text_model.layers)
-        # Views of the same modules; in a tuple, so that they are no children of this module and count only once.
-        self._parts = (_part(text_model, 0, frozen), _part(text_model, frozen, layers))
-        self.window = int(text_model.config.sliding_window)
+        self.windows = architecture.windows
+        self._logits = architecture.logits
+        self._frozen = frozen
+        self._split = SplitDecoder(language_model.get_decoder(), frozen)
         # Row 0 of the layout is the constant zero and no parameter.
-        rows, width = layout.rows - 1, text_model.config.hidden_size
+        rows, width = layout.rows - 1, architecture.config.hidden_size
         self.head_weight = nn.Parameter(torch.zeros(rows, width))
         self.head_bias = nn.Parameter(torch.zeros(rows))
         self.head_start: torch.Tensor
@@ -117,6 +119,15 @@ class MultitaskModel(nn.Module):
         self.register_buffer("head_scale", torch.ones(rows, width))
         # Learned log σ² of each task, used where the recipe weights losses by uncertainty.
         self.log_variances = nn.Parameter(torch.zeros(len(layout.kinds)))
+
+    def train(self, mode: bool = True) -> MultitaskModel:
+        """Switch to training or back. What is frozen knows no dropout, so that its output can be kept."""
+        super().train(mode)
+        decoder = self.language_model.get_decoder()
+        decoder.eval()
+        for layer in decoder_layers(decoder)[1][self._frozen :]:
+            layer.train(mode)
+        return self
 
     @torch.no_grad()
     def start_from_verbalizers(self, task: str, verbalizers: Sequence[Sequence[int]]) -> None:
@@ -155,10 +166,9 @@ class MultitaskModel(nn.Module):
     def _places(self, task: str) -> list[int]:
         return [row - 1 for row in self.layout.rows_of(task)]
 
-    @torch.no_grad()
-    def lower(self, inputs: Inputs) -> torch.Tensor:
-        """Return the hidden states after the frozen layers, [rows, longest, hidden size]."""
-        return _run(self._parts[0], inputs, inputs_embeds=None)
+    def lower(self, inputs: Inputs) -> torch.Tensor | None:
+        """Return the hidden states after the frozen layers, [rows, longest, hidden size]; None without any."""
+        return self._split.lower(inputs.decoder)
 
     def heads(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (weight [rows, hidden size], bias [rows]) over plain hidden states, with the constant row."""
@@ -166,7 +176,7 @@ class MultitaskModel(nn.Module):
         bias = self.head_bias - (weight * self.head_center).sum(-1)
         return functional.pad(weight, (0, 0, 1, 0)), functional.pad(bias, (1, 0))
 
-    def forward(self, inputs: Inputs, lower: torch.Tensor, task: str) -> torch.Tensor:
+    def forward(self, inputs: Inputs, lower: torch.Tensor | None, task: str) -> torch.Tensor:
         """Return the scores of all choices of a batch of one task, float32 [choices].
 
         They are sums of log-probabilities for a likelihood head, else scores whose softmax over a question's choices
@@ -179,7 +189,7 @@ class MultitaskModel(nn.Module):
         """
         states = self.read_states(inputs, lower)
         if self.layout.kinds[task] == "likelihood":
-            parts = self._log_probabilities(states, inputs)
+            parts = self.log_probabilities(states, inputs)
         else:
             with torch.autocast(states.device.type, enabled=False):
                 weight, bias = self.heads()
@@ -187,58 +197,60 @@ class MultitaskModel(nn.Module):
         count = int(inputs.choices.max()) + 1
         return torch.zeros(count, device=parts.device).index_add(0, inputs.choices, parts)
 
-    def read_states(self, inputs: Inputs, lower: torch.Tensor) -> torch.Tensor:
+    def read_states(self, inputs: Inputs, lower: torch.Tensor | None) -> torch.Tensor:
         """Return the last hidden states where the batch is read, [reads, hidden size]."""
-        return _run(self._parts[1], inputs, inputs_embeds=lower).flatten(0, 1)[inputs.reads]
+        return self._split.upper(inputs.decoder, lower).flatten(0, 1)[inputs.reads]
 
-    def _log_probabilities(self, states: torch.Tensor, inputs: Inputs) -> torch.Tensor:
-        """Return the log-probabilities of the predicted tokens; the normalisers are computed in the weights' type."""
-        vocabulary = self.language_model.get_output_embeddings().weight
+    def log_probabilities(self, states: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+        """Return the log-probabilities of the predicted tokens, float32 [predictions].
+
+        The normalisers are computed in the weights' type.
+
+        Args:
+            states: From `read_states`.
+            inputs: The batch.
+        """
+        head, rule = self.language_model.get_output_embeddings(), self._logits
         normalisers = [
-            torch.logsumexp(functional.linear(some.to(vocabulary.dtype), vocabulary).float(), dim=-1)
+            torch.logsumexp(apply_rule(head(some.to(head.weight.dtype)).float(), rule), dim=-1)
             for some in states.split(POSITION_CHUNK)
         ]
         with torch.autocast(states.device.type, enabled=False):
-            logits = (states.float()[inputs.sources] * vocabulary[inputs.predicted].float()).sum(-1)
-        return logits - torch.cat(normalisers)[inputs.sources]
+            logits = (states.float()[inputs.sources] * head.weight[inputs.predicted].float()).sum(-1)
+            if head.bias is not None:
+                logits = logits + head.bias[inputs.predicted].float()
+        return apply_rule(logits, rule) - torch.cat(normalisers)[inputs.sources]
 
 
-def _part(text_model: Any, start: int, end: int) -> Any:
-    """Return a text model of the layers `start` to `end` that shares the modules of the whole one."""
-    part = copy.copy(text_model)
-    part._modules = dict(text_model._modules)
-    part.config = copy.copy(text_model.config)
-    part.config.layer_types = text_model.config.layer_types[start:end]
-    part.config.num_hidden_layers = end - start
-    part.layers = nn.ModuleList(list(text_model.layers)[start:end])
-    if end < len(text_model.layers):
-        part.norm = nn.Identity()
-    return part
-
-
-def _run(part: Any, inputs: Inputs, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
-    return part(
-        input_ids=inputs.tokens if inputs_embeds is None else None,
-        inputs_embeds=inputs_embeds,
-        attention_mask=inputs.masks,
-        position_ids=inputs.positions,
-        use_cache=False,
-    ).last_hidden_state
-
-
-def count_layers(recipe: Recipe, model_dir: Path) -> int:
-    """Return the number of the model's layers.
+def check_trainable(recipe: Recipe, model_dir: Path) -> Architecture:
+    """Return the model's architecture, if the recipe fits it; nothing is loaded or written.
 
     Raises:
-        UserError: The recipe freezes more.
+        UserError: It freezes more layers than there are, names projections for LoRA that the model has not, or the
+            model's layers cannot read packed questions.
     """
-    layers = Gemma3TextConfig.from_pretrained(model_dir).num_hidden_layers
-    if recipe.frozen_layers > layers:
+    architecture = read_architecture(model_dir)
+    with torch.device("meta"), quiet_libraries():
+        language_model = model_class(architecture)(architecture.config)
+    decoder = language_model.get_decoder()
+    takes_positions = "position_ids" in inspect.signature(decoder.forward).parameters
+    if not takes_positions or not shares_prefixes(language_model):
         raise UserError(
-            f"the recipe freezes {recipe.frozen_layers} layers, and the model has {layers}",
-            f"set frozen_layers to {layers - 1} or fewer ({layers}: only the heads are trained)",
+            f"{architecture.model_type} cannot be trained here: not all of its layers read questions that are packed "
+            "into one row",
+            "choose a model of attention with positions, such as Qwen/Qwen3-0.6B",
         )
-    return layers
+    _, layers = decoder_layers(decoder)
+    if recipe.frozen_layers > len(layers):
+        raise UserError(
+            f"the recipe freezes {recipe.frozen_layers} layers, and the model has {len(layers)}",
+            f"set frozen_layers to {len(layers) - 1} or fewer ({len(layers)}: only the heads are trained)",
+        )
+    there = _linear_layers(layers)
+    for target in (recipe.lora and recipe.lora.targets) or ():
+        if target not in there:
+            raise UserError(f"lora.targets: the model has no {target!r}", nearest_hint(target, there, "targets"))
+    return architecture
 
 
 def build_model(
@@ -259,37 +271,47 @@ def build_model(
         The model, and peft's wrapper of the backbone (None without LoRA).
 
     Raises:
-        UserError: The recipe freezes more layers than there are.
+        UserError: The recipe does not fit the model, or the model cannot be trained.
     """
-    layers = count_layers(recipe, model_dir)
+    architecture = check_trainable(recipe, model_dir)
     torch.manual_seed(recipe.seed)
     with quiet_libraries():
-        language_model: Any = Gemma3ForCausalLM.from_pretrained(model_dir, dtype=dtype)
+        architecture.config._attn_implementation = _attention(architecture)
+        language_model = load_weights(model_dir, architecture, dtype)
         language_model.requires_grad_(False)
-        upper = list(range(recipe.frozen_layers, layers))
+        _, layers = decoder_layers(language_model.get_decoder())
+        upper = range(recipe.frozen_layers, len(layers))
         wrapper = None
         if upper and recipe.lora is not None:
             wrapper = add_lora(language_model, recipe.lora, upper, dtype)
-        elif upper:
+        else:
             for number in upper:
-                language_model.model.layers[number].float().requires_grad_(True)
-        replace_frozen_norms(language_model.model.layers[recipe.frozen_layers :])
-    return MultitaskModel(language_model, recipe.frozen_layers, layout).to(device), wrapper
+                layers[number].float().requires_grad_(True)
+        replace_frozen_norms(layers[recipe.frozen_layers :])
+    return MultitaskModel(language_model, architecture, recipe.frozen_layers, layout).to(device), wrapper
+
+
+def _attention(architecture: Architecture) -> str:
+    """Return the name of an attention that takes masks of packed sequences."""
+    return PACKED_ATTENTION if model_class(architecture)._supports_attention_backend else "sdpa"
 
 
 def add_lora(language_model: Any, lora: LoraRecipe, layers: Sequence[int], dtype: torch.dtype) -> Any:
     """Put LoRA matrices into these layers, to be trained under autocast to `dtype`; return peft's wrapper."""
     from peft import LoraConfig, get_peft_model
 
+    name, modules = decoder_layers(language_model.get_decoder())
     wrapper = get_peft_model(
         language_model,
         LoraConfig(
             r=lora.rank,
             lora_alpha=lora.alpha,
             lora_dropout=lora.dropout,
-            target_modules=list(lora.targets),
+            target_modules=list(lora.targets or _linear_layers(modules)),
             layers_to_transform=list(layers),
-            layers_pattern="layers",
+            layers_pattern=name,
+            # GPT-2 stores the transposed matrices.
+            fan_in_fan_out=any(isinstance(module, Conv1D) for module in modules.modules()),
         ),
     )
     for module in language_model.modules():
@@ -297,6 +319,14 @@ def add_lora(language_model: Any, lora: LoraRecipe, layers: Sequence[int], dtype
             # Autocast casts inputs and weights to one type; peft would first cast every input to float32.
             module.cast_input_dtype_enabled = dtype is torch.float32
     return wrapper
+
+
+def _linear_layers(modules: nn.Module) -> list[str]:
+    """Return the names of all linear layers within a decoder's layers (q_proj, ...), in their order."""
+    linear = (nn.Linear, Conv1D)
+    return list(
+        dict.fromkeys(name.split(".")[-1] for name, part in modules.named_modules() if isinstance(part, linear))
+    )
 
 
 def trained_parameters(model: MultitaskModel, recipe: Recipe) -> dict[str, nn.Parameter]:

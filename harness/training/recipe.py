@@ -14,7 +14,6 @@ from harness.errors import UserError, nearest_hint
 from harness.tasks import HeadKind, get_task, task_names
 
 RECIPE_DIR = Path(task_configs.__file__).parent / "recipes"
-_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 class _Part(BaseModel):
@@ -37,7 +36,7 @@ class LoraRecipe(_Part):
     rank: int = Field(default=16, ge=1)
     alpha: int = Field(default=32, ge=1)
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    targets: tuple[str, ...] = _PROJECTIONS
+    targets: tuple[str, ...] | None = None  # names of projections (q_proj); None: all linear layers
 
 
 class LossRecipe(_Part):
@@ -151,10 +150,6 @@ def _check_recipe(path: Path, recipe: Recipe) -> None:
         raise UserError(f"{path}: no tasks to train on", f"tasks: {', '.join(_trainable())}")
     for name, part in recipe.tasks.items():
         _check_task(path, name, part)
-    unknown = set(recipe.lora.targets) - set(_PROJECTIONS) if recipe.lora else set()
-    if unknown:
-        name = sorted(unknown)[0]
-        raise UserError(f"{path}: lora.targets: no {name!r}", nearest_hint(name, _PROJECTIONS, "targets"))
 
 
 def _check_task(path: Path, name: str, part: TaskRecipe) -> None:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from harness.models.checkpoint import (
     ADAPTER,
@@ -20,23 +20,15 @@ from harness.models.checkpoint import (
     head_descriptions,
     write_checkpoint,
 )
+from harness.models.licence import licence_notice, licence_of
 from harness.models.resolve import LocalModel
 from harness.records import provenance
 from harness.tasks import get_task, task_names
 from harness.tasks.prompts import prompt_hash
-
-if TYPE_CHECKING:  # adaptation reads the notice alone, which needs no tensor library
-    from harness.training.data import TrainingData
-    from harness.training.model import MultitaskModel
-    from harness.training.recipe import Recipe
-    from harness.training.validation import ValidationScores
-
-GEMMA_NOTICE = (
-    "Gemma is provided under and subject to the Gemma Terms of Use found at https://ai.google.dev/gemma/terms. "
-    "This checkpoint is a Model Derivative of Gemma: the weights here were modified, as described below, "
-    "and their use is bound by the same terms and by the Gemma Prohibited Use Policy "
-    "(https://ai.google.dev/gemma/prohibited_use_policy)."
-)
+from harness.training.data import TrainingData
+from harness.training.model import MultitaskModel
+from harness.training.recipe import Recipe
+from harness.training.validation import ValidationScores
 
 
 @dataclass(frozen=True)
@@ -127,14 +119,17 @@ def save_checkpoint(directory: Path, name: str, trained: TrainedModel, record: T
         "head_rows": data.layout.rows,
         "training": record,
     }
-    write_checkpoint(directory, description, tensors, {**texts, "README.md": model_card(description)})
+    write_checkpoint(
+        directory, description, tensors, {**texts, "README.md": model_card(description, licence_of(base.path))}
+    )
 
 
-def model_card(description: Mapping[str, Any]) -> str:
+def model_card(description: Mapping[str, Any], licence: dict[str, str]) -> str:
     """Return README.md of a checkpoint.
 
     Args:
         description: Fields of `Checkpoint`, without `files`.
+        licence: Of the base model, from `licence_of`.
     """
     training: TrainingRecord = description["training"]
     validation = training.validation
@@ -153,7 +148,7 @@ def model_card(description: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             "---",
-            "license: gemma",
+            *(f"{key}: {value}" for key, value in licence.items()),
             "language: ru",
             "library_name: rsg-harness",
             "---",
@@ -162,7 +157,7 @@ def model_card(description: Mapping[str, Any]) -> str:
             f"A multitask model for Russian SuperGLUE: {description['base'].origin} with {changed}, and a head for "
             "each task on the hidden state of the prompt's last token.",
             "",
-            GEMMA_NOTICE,
+            licence_notice(licence),
             "",
             "Use it with rsg-harness:",
             "",

@@ -15,15 +15,17 @@ from adapters.torch_backend import pick_dtype
 from harness.errors import UserError
 from harness.files import GIB, cache_dir
 from harness.models.chat import chat_template
-from harness.models.resolve import KEPT_CHECKPOINTS, LocalModel, find_model, provide, require_gemma
+from harness.models.resolve import KEPT_CHECKPOINTS, LocalModel, find_model, provide, require_unquantised
 from harness.progress import show_output
+from harness.scoring.encoding import TextEncoder
 from harness.settings import agree_on_settings
 from harness.tasks import include
+from harness.training.check import check_packing
 from harness.training.data import Examples, Splits, TrainingData, load_splits, prepare_data
 from harness.training.distilled import DistilledData, read_distilled
 from harness.training.frozen import FrozenLayers, FrozenStates
 from harness.training.log import copy_log
-from harness.training.model import MultitaskModel, build_model, count_layers
+from harness.training.model import MultitaskModel, build_model, check_trainable
 from harness.training.options import TrainOptions
 from harness.training.recipe import Recipe, load_recipe
 from harness.training.saving import TrainedModel, save_checkpoint, training_record
@@ -60,16 +62,18 @@ def train(options: TrainOptions) -> Path:
     distilled = read_distilled(options.distilled) if options.distilled else None
     with accelerator.main_process_first():
         base = provide(reference)
-    require_gemma(base, "train")
-    count_layers(recipe, base.path)  # a recipe that cannot work leaves no unfinished run behind
+    require_unquantised(base, "train")
+    architecture = check_trainable(recipe, base.path)  # a recipe that cannot work leaves no unfinished run behind
     settings = _settings(recipe, base, splits, distilled)
     work = output.with_name(output.name + ".training")
     if accelerator.is_main_process:
         agree_on_settings(work, settings, resume=options.resume, what="training run")
     accelerator.wait_for_everyone()
     template = chat_template(load_tokenizer(base.path))
-    data = prepare_data(recipe, options.data, splits, template, distilled)
+    encoder = TextEncoder(template.tokenizer, architecture.config.vocab_size)
+    data = prepare_data(recipe, options.data, splits, template, encoder, distilled)
     model, wrapper = build_model(recipe, base.path, data.layout, accelerator.device, dtype)
+    check_packing(model, encoder, dtype)
     if recipe.heads_start == "words":
         _start_heads(model, data)
     with accelerator.main_process_first():

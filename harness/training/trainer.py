@@ -241,9 +241,9 @@ class Trainer:
         with self._accelerator.autocast():
             return self.model(inputs, lower, task)
 
-    def _inputs(self, examples: Sequence[Example]) -> tuple[Inputs, torch.Tensor]:
+    def _inputs(self, examples: Sequence[Example]) -> tuple[Inputs, torch.Tensor | None]:
         """Return a batch, and the output of the frozen layers for it."""
-        inputs = make_inputs([example.packed for example in examples], self.model.window, self._accelerator.device)
+        inputs = make_inputs([example.packed for example in examples], self.model.windows, self._accelerator.device)
         with self._accelerator.autocast():
             return inputs, self._frozen(inputs, examples)
 

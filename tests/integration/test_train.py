@@ -17,6 +17,7 @@ from harness.models.checkpoint import read_checkpoint
 from harness.records.run import read_run, read_samples
 from tests.integration.command import IN_TWO_PROCESSES, RSG_HARNESS
 from tests.integration.training import RECIPE, call, copy_files, steps_of, write_recipe
+from tests.tiny_models import make_tiny_gemma_with_vision, make_tiny_model
 
 # They share the checkpoint and what is trained.
 pytestmark = pytest.mark.xdist_group("train")
@@ -330,3 +331,49 @@ def test_best_is_the_kept_checkpoint_with_the_highest_mean(
     done = call(shared_environment, "run", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert read_run(tmp_path / "out").model.name == "good"
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "gemma2", "qwen3", "gemma3 with pictures"])
+@pytest.mark.slow
+def test_any_architecture_is_trained_run_and_quantised(
+    architecture: str, shared_environment: dict[str, str], tmp_path: Path
+) -> None:
+    """The figures are those of training; the card has the base's licence."""
+    pictures = architecture == "gemma3 with pictures"
+    base = (
+        make_tiny_gemma_with_vision(tmp_path / "base") if pictures else make_tiny_model(architecture, tmp_path / "base")
+    )
+    if architecture == "qwen3":
+        (base / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Base\n", encoding="utf-8")
+    recipe = write_recipe(
+        tmp_path, base, frozen_layers=2, lora=None if architecture == "gemma2" else {"rank": 4},
+        tasks={"terra": {}, "parus": {"head": "likelihood"}}, steps=2, evaluate_every=2, save_every=2,
+    )  # fmt: skip
+    trained = call(shared_environment, "train", "--recipe", recipe, "--output", tmp_path / "out")
+    assert trained.returncode == 0, trained.stderr
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    expected = {"qwen3": "license: apache-2.0", "gpt2": "name no licence"}
+    assert expected.get(architecture, "license: gemma") in card
+    shared = ("--dtype", "float32", "--tasks", "terra,parus", "--limit", "4", "--seed", "1234")
+    done = call(shared_environment, "run", "--model", tmp_path / "out", *shared, "--output", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    record = read_run(tmp_path / "run")
+    figures = read_checkpoint(tmp_path / "out").training.validation.figures
+    assert {task: record.tasks[task].score for task in figures} == pytest.approx(
+        {task: parts["rsg"] for task, parts in figures.items()}
+    )
+    quantised = call(
+        shared_environment, "quantize", "--model", tmp_path / "out", "--bits", "8", "--group-size", "32",
+        "--output", tmp_path / "q8",
+    )  # fmt: skip
+    if architecture == "gpt2":
+        assert quantised.returncode == 2
+        assert "mlx-lm" in quantised.stderr
+        return
+    assert quantised.returncode == 0, quantised.stderr
+    done = call(
+        shared_environment, "run", "--model", tmp_path / "q8", "--backend-arg", "group_size=32", *shared,
+        "--output", tmp_path / "run-q8",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert read_run(tmp_path / "run-q8").tasks["terra"].head == "classification"

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers import Tokenizer
-from transformers import Gemma3ForCausalLM, PreTrainedTokenizerFast
+from transformers import Gemma3ForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from adapters.architecture import Logits
 from harness.adaptation import tokenizer_file
 from harness.adaptation.likelihood import measure_texts
 from harness.adaptation.merges import learn_merges
@@ -20,7 +21,9 @@ from harness.adaptation.model_files import write_model
 from harness.adaptation.new_rows import start_rows
 from harness.adaptation.options import Pretraining
 from harness.adaptation.pretrain import Rows, pretrain
+from harness.errors import UserError
 from tests.russian_tokenizer import make_russian_gemma, mini_texts
+from tests.tiny_models import make_tiny_model
 
 NEW = 60
 
@@ -131,7 +134,7 @@ def test_the_loss_and_its_gradient_are_those_of_transformers(source: Path, exten
     flat = [token for text in mini_texts() for token in tokenizer(text).input_ids]
     tokens = torch.tensor(flat[: 4 * 96]).reshape(4, 96)
     assert (tokens >= first).any()
-    rows = Rows(model, first, torch.float32)
+    rows = Rows(model, Logits(), first, torch.float32)
     loss = rows.loss(tokens)
     loss.backward()
     reference = Gemma3ForCausalLM.from_pretrained(extended, dtype=torch.float32)
@@ -161,3 +164,36 @@ def test_pretraining_lowers_the_loss_and_leaves_old_rows_alone(
     texts = mini_texts()[:40]
     bits = [measure_texts(path, texts, "texts").bits_per_character for path in (extended, model_dir)]
     assert bits[1] < bits[0]
+
+
+def test_a_token_without_a_row_that_is_an_added_one_alone_is_kept(source: Path, kept: list[int]) -> None:
+    tokenizer = tokenizer_file.read_tokenizer(source)
+    rows = tokenizer_file.size(tokenizer)
+    tokenizer["added_tokens"].append({**tokenizer["added_tokens"][0], "id": rows, "content": "<image_soft_token>"})
+    ids = tokenizer_file.with_derivations(tokenizer, {*kept, *tokenizer_file.always_kept(tokenizer)})
+    assert ids == {*kept, rows}
+
+
+def test_both_matrices_of_a_model_with_separate_output_rows_are_pruned(
+    source: Path, kept: list[int], tmp_path: Path
+) -> None:
+    tokenizer = tokenizer_file.read_tokenizer(source)
+    make_tiny_model("llama", tmp_path / "llama", vocab_size=tokenizer_file.size(tokenizer), tie_word_embeddings=False)
+    (tmp_path / "pruned").mkdir()
+    write_model(tmp_path / "llama", tmp_path / "pruned", tokenizer_file.pruned(tokenizer, kept), kept)
+    ids = list(range(40))
+    old, new = (
+        LlamaForCausalLM.from_pretrained(tmp_path / name, dtype=torch.float32)(
+            torch.tensor([[kept[number] for number in ids] if name == "llama" else ids])
+        ).logits
+        for name in ("llama", "pruned")
+    )
+    torch.testing.assert_close(new, old[..., kept], rtol=0, atol=2e-5)
+
+
+def test_a_vocabulary_matrix_in_every_layer_is_refused(source: Path, kept: list[int], tmp_path: Path) -> None:
+    tokenizer = tokenizer_file.read_tokenizer(source)
+    size = tokenizer_file.size(tokenizer)
+    model_dir = make_tiny_model("gemma4_text", tmp_path, vocab_size=size, vocab_size_per_layer_input=size)
+    with pytest.raises(UserError, match="embed_tokens_per_layer"):
+        write_model(model_dir, tmp_path / "out", tokenizer_file.pruned(tokenizer, kept), kept)

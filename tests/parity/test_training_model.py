@@ -13,18 +13,22 @@ from torch.nn import functional
 
 from adapters.text import load_tokenizer
 from harness.data import cached_split
+from harness.errors import UserError
 from harness.models.chat import Template
 from harness.models.heads import HeadLayout, make_layout
-from harness.scoring.encoding import TextEncoder
-from harness.scoring.packing import stack
+from harness.scoring.encoding import TextEncoder, encode_pairs
+from harness.scoring.packing import pack, stack
 from harness.tasks import HeadKind, get_task
 from harness.tasks.prompts import choose
 from harness.tasks.rendering import load_tasks
+from harness.training.check import check_packing
 from harness.training.examples import Encoding, Example, make_examples
 from harness.training.loss import batch_targets, question_losses
-from harness.training.model import MultitaskModel, build_model, make_inputs
+from harness.training.model import MultitaskModel, build_model, check_trainable, make_inputs
 from harness.training.recipe import LoraRecipe, Recipe, TaskRecipe
+from harness.training.split import decoder_layers
 from tests.tiny_gemma import make_tiny_gemma
+from tests.tiny_models import ARCHITECTURES, make_tiny_gemma_with_vision, make_tiny_model
 
 CPU = torch.device("cpu")
 WINDOW = 16  # of the tiny model: every prompt is longer
@@ -60,18 +64,18 @@ def examples(model_dir: Path, layout: HeadLayout) -> dict[str, list[Example]]:
     return found
 
 
+def recipe_of(**changes: Any) -> Recipe:
+    """A recipe for one step on all kinds of heads."""
+    tasks = {task: TaskRecipe(head=kind) for task, kind in KINDS.items()}
+    return Recipe(
+        **{"model": "tiny", "tasks": tasks, "steps": 1, "learning_rate": 1e-3, "heads_learning_rate": 1e-3, **changes}
+    )
+
+
 @pytest.fixture
 def model(model_dir: Path, layout: HeadLayout) -> MultitaskModel:
     """Three of eight layers frozen, LoRA above with weights that do something, in float32."""
-    recipe = Recipe(
-        model="tiny",
-        frozen_layers=3,
-        lora=LoraRecipe(rank=4, alpha=8),
-        tasks={task: TaskRecipe(head=kind) for task, kind in KINDS.items()},
-        steps=1,
-        learning_rate=1e-3,
-        heads_learning_rate=1e-3,
-    )
+    recipe = recipe_of(frozen_layers=3, lora=LoraRecipe(rank=4, alpha=8))
     built, _ = build_model(recipe, model_dir, layout, CPU, torch.float32)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
@@ -115,7 +119,7 @@ def plain_scores(model: MultitaskModel, example: Example) -> torch.Tensor:
 
 
 def packed_scores(model: MultitaskModel, batch: list[Example]) -> torch.Tensor:
-    inputs = make_inputs([example.packed for example in batch], model.window, CPU)
+    inputs = make_inputs([example.packed for example in batch], model.windows, CPU)
     return model(inputs, model.lower(inputs), batch[0].task)
 
 
@@ -207,3 +211,60 @@ def test_heads_started_from_verbalizers_rank_labels_as_the_language_model_does(
             torch.testing.assert_close(
                 scores[1] - scores[0], logits[order[1][0]] - logits[order[0][0]], atol=2e-4, rtol=1e-4
             )
+
+
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "gemma3 with pictures"])
+def test_every_architecture_is_trained_on_packed_questions_or_refused(
+    architecture: str, layout: HeadLayout, tmp_path: Path
+) -> None:
+    """Split at no, some and all layers, with LoRA and without; the check compares it with transformers' own pass."""
+    directory = (
+        make_tiny_model(architecture, tmp_path)
+        if architecture in ARCHITECTURES
+        else make_tiny_gemma_with_vision(tmp_path)
+    )
+    encoder = TextEncoder(load_tokenizer(directory))
+    for frozen, lora in ((0, LoraRecipe(rank=2)), (2, LoraRecipe(rank=2)), (2, None), (4, None)):
+        recipe = recipe_of(frozen_layers=frozen, lora=lora)
+        if architecture in ("bloom", "mamba", "qwen3_next"):
+            with pytest.raises(UserError, match="packed into one row"):
+                build_model(recipe, directory, layout, CPU, torch.float32)
+            continue
+        built, wrapper = build_model(recipe, directory, layout, CPU, torch.float32)
+        check_packing(built, encoder, torch.float32)
+        assert (wrapper is None) == (lora is None)
+        _, layers = decoder_layers(built.language_model.get_decoder())
+        changed = {
+            (number, "lora_" in name)
+            for number, layer in enumerate(layers)
+            for name, value in layer.named_parameters()
+            if value.requires_grad
+        }
+        assert changed == {(number, lora is not None) for number in range(frozen, len(layers))}
+
+
+def test_what_cannot_be_split_is_refused_with_the_difference(model: MultitaskModel, model_dir: Path) -> None:
+    model.windows = dict.fromkeys(model.windows, 4)
+    with pytest.raises(UserError, match=r"differ by \d+\.\d+ nats"):
+        check_packing(model, TextEncoder(load_tokenizer(model_dir)), torch.float32)
+
+
+def test_dropout_never_reaches_what_is_frozen(layout: HeadLayout, tmp_path: Path) -> None:
+    """GPT-2's embeddings and layers have dropout; the kept output of frozen layers must not depend on it."""
+    model_dir = make_tiny_model("gpt2", tmp_path, resid_pdrop=0.5, embd_pdrop=0.5)
+    built, _ = build_model(recipe_of(frozen_layers=2, lora=None), model_dir, layout, CPU, torch.float32)
+    sequences = encode_pairs(TextEncoder(load_tokenizer(model_dir)), [("Река", " замёрзла")], 64)
+    inputs = make_inputs([pack(sequences)], built.windows, CPU)
+    lower = built.eval().lower(inputs)
+    assert lower is not None
+    built.train()
+    torch.testing.assert_close(built.lower(inputs), lower, rtol=0, atol=0)
+    once, again = (built.read_states(inputs, lower) for _ in range(2))
+    assert not torch.equal(once, again)  # the layers above have theirs
+
+
+def test_lora_on_projections_that_the_model_has_not_names_the_nearest(layout: HeadLayout, tmp_path: Path) -> None:
+    recipe = recipe_of(frozen_layers=2, lora=LoraRecipe(targets=("q_proj", "o_prj")))
+    with pytest.raises(UserError, match="'o_prj'") as caught:
+        check_trainable(recipe, make_tiny_model("llama", tmp_path))
+    assert caught.value.hint.startswith("did you mean o_proj")

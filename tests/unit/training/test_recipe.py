@@ -156,12 +156,6 @@ def test_lidirus_is_never_trained_on(tmp_path, tasks):
     assert "terra" in error.hint
 
 
-def test_an_unknown_target_of_lora_names_the_nearest_one(tmp_path):
-    error = refusal(tmp_path, lora={"targets": ["q_proj", "o_prj"]})
-    assert "'o_prj'" in error.message
-    assert error.hint.startswith("did you mean o_proj")
-
-
 def test_an_unknown_recipe_names_the_nearest_one():
     with pytest.raises(UserError, match="no recipe 'gemma-3-270'") as caught:
         load_recipe("gemma-3-270")
