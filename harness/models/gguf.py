@@ -1,4 +1,4 @@
-"""Convert a GGUF file of a Gemma-3 to an ordinary transformers directory.
+"""Convert a GGUF file to an ordinary transformers directory: Gemma-3's here, others through transformers' own reader.
 
 `Gemma3ForCausalLM.from_pretrained(gguf_file=...)` gives the same weights and configuration in a minute: it parses the
 header, which holds 262,144 tokens, three times in Python. Here the header is read once, and its arrays are skipped.
@@ -6,28 +6,16 @@ header, which holds 262,144 tokens, three times in Python. Here the header is re
 
 from __future__ import annotations
 
-import math
-import struct
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from harness.errors import UserError
+from harness.models.gguf_file import Header, gemma_query_scalar, read_header, read_tensor
 
 ARCHITECTURE = "gemma3"
 _NO_LANGUAGE_MODELS = ("clip", "mmproj")
-_MAGIC = b"GGUF"
-_POINTER = b"version https://git-lfs"
-_VERSIONS = (2, 3)
-_ALIGNMENT = 32  # of the tensors in a file that names none
-# Type of a value in the header -> its layout, in the notation of `struct`.
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_STRING, _ARRAY = 8, 9
-# Blocks dequantised together. The package gguf takes 16 rows at a time, and rows this long are four times as fast as
-# those of a small model.
-_ROW_BLOCKS = 256
 # Key in the header -> field of Gemma3TextConfig.
 _CONFIG_FIELDS = {
     "general.name": "_model_name_or_path",
@@ -49,36 +37,6 @@ _CONFIG_FIELDS = {
 }
 
 
-@dataclass(frozen=True)
-class StoredTensor:
-    """A tensor in the file.
-
-    Attributes:
-        shape: In numpy's order.
-        kind: A number of `gguf.GGMLQuantizationType`.
-        offset: In bytes, from the first tensor.
-    """
-
-    shape: tuple[int, ...]
-    kind: int
-    offset: int
-
-
-@dataclass(frozen=True)
-class Header:
-    """The header of a GGUF file.
-
-    Attributes:
-        values: By key; of an array only its length.
-        tensors: By name.
-        data_start: Where the first tensor begins, in bytes.
-    """
-
-    values: dict[str, Any]
-    tensors: dict[str, StoredTensor]
-    data_start: int
-
-
 def convert_gguf(file: Path, target: Path) -> None:
     """Write the file's weights, dequantised to bfloat16, its configuration and its tokenizer.
 
@@ -87,17 +45,23 @@ def convert_gguf(file: Path, target: Path) -> None:
         target: An existing empty directory.
 
     Raises:
-        UserError: A damaged file, or a model other than Gemma-3.
+        UserError: A damaged file, or a model that cannot be computed as it is meant.
     """
     header = read_header(file)
     architecture = header.values.get("general.architecture")
     if architecture in _NO_LANGUAGE_MODELS:
         raise UserError(f"{file} holds the vision part of a model, which writes no text", "name the model's other file")
+    if "tokenizer.ggml.tokens" not in header.values:
+        raise UserError(f"{file} holds no tokenizer", "name another file")
     if architecture != ARCHITECTURE:
-        raise UserError(
-            f"{file} holds a {architecture} model, and only Gemma-3 is converted from GGUF",
-            "name a transformers or MLX directory of the model",
-        )
+        from harness.models.gguf_library import convert_with_transformers
+
+        convert_with_transformers(file, header, target)
+    else:
+        _convert_gemma3(file, header, target)
+
+
+def _convert_gemma3(file: Path, header: Header, target: Path) -> None:
     import torch
     from transformers import Gemma3ForCausalLM, GemmaTokenizer
 
@@ -119,79 +83,12 @@ def convert_gguf(file: Path, target: Path) -> None:
         GemmaTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(target)
 
 
-def read_header(file: Path) -> Header:
-    """Return the header of a GGUF file.
-
-    Raises:
-        UserError: The file is damaged, or it is not a GGUF file.
-    """
-    with file.open("rb") as stream:
-        start = stream.read(len(_MAGIC))
-        if start == _POINTER[: len(start)]:
-            raise UserError(f"{file} is a Git LFS pointer, not the file itself", "run `git lfs pull`")
-        if start != _MAGIC:
-            raise UserError(f"{file} is not a GGUF file", "name an existing .gguf file")
-        try:
-            (version, tensor_count, value_count) = _unpack(stream, "IQQ")
-            if version not in _VERSIONS:
-                raise UserError(f"{file} is of GGUF version {version}, which is not supported", "convert it again")
-            values = dict(_read_entry(stream) for _ in range(value_count))
-            tensors = dict(_read_tensor(stream) for _ in range(tensor_count))
-        except (struct.error, UnicodeDecodeError, KeyError, OverflowError, MemoryError) as error:
-            raise _damaged(file) from error
-        alignment = values.get("general.alignment", _ALIGNMENT)
-        return Header(values, tensors, math.ceil(stream.tell() / alignment) * alignment)
-
-
-def _damaged(file: Path) -> UserError:
-    return UserError(f"{file} is damaged, incomplete or of an unknown kind", "copy the file again")
-
-
-def _unpack(stream: BinaryIO, layout: str) -> tuple[Any, ...]:
-    return struct.unpack(f"<{layout}", stream.read(struct.calcsize(f"<{layout}")))
-
-
-def _read_string(stream: BinaryIO) -> str:
-    (length,) = _unpack(stream, "Q")
-    return stream.read(length).decode()
-
-
-def _read_entry(stream: BinaryIO) -> tuple[str, Any]:
-    key = _read_string(stream)
-    (kind,) = _unpack(stream, "I")
-    return key, _read_value(stream, kind)
-
-
-def _read_value(stream: BinaryIO, kind: int) -> Any:
-    """Return a value, or the length of an array, whose values are skipped."""
-    if kind == _STRING:
-        return _read_string(stream)
-    if kind != _ARRAY:
-        return _unpack(stream, _SCALARS[kind])[0]
-    element, length = _unpack(stream, "IQ")
-    if element in _SCALARS:
-        stream.seek(length * struct.calcsize(f"<{_SCALARS[element]}"), 1)
-    else:
-        for _ in range(length):
-            _read_value(stream, element)
-    return length
-
-
-def _read_tensor(stream: BinaryIO) -> tuple[str, StoredTensor]:
-    name = _read_string(stream)
-    (dimensions,) = _unpack(stream, "I")
-    shape = _unpack(stream, f"{dimensions}Q")
-    kind, offset = _unpack(stream, "IQ")
-    return name, StoredTensor(shape[::-1], kind, offset)
-
-
 def _configuration(file: Path, header: Header) -> Any:
     """Return the Gemma3TextConfig that the header describes."""
     from transformers import Gemma3TextConfig
 
-    if "tokenizer.ggml.tokens" not in header.values:
-        raise UserError(f"{file} holds no tokenizer", "name another file")
     fields = {field: header.values[key] for key, field in _CONFIG_FIELDS.items() if key in header.values}
+    fields["query_pre_attn_scalar"] = gemma_query_scalar(fields)
     fields.setdefault("vocab_size", header.values["tokenizer.ggml.tokens"])
     kind = header.values.get("gemma3.rope.scaling.type", "none")
     if kind == "linear":
@@ -210,34 +107,14 @@ def _weights(file: Path, header: Header, config: Any) -> dict[str, Any]:
     with torch.device("meta"):
         names = list(Gemma3ForCausalLM(config).state_dict())
     known = get_tensor_name_map(MODEL_ARCH.GEMMA3, config.num_hidden_layers)
-    content = np.memmap(file, mode="r", dtype=np.uint8)
     weights = {}
     for name in names:
         module, _, suffix = name.rpartition(".")
-        stored = header.tensors.get(f"{known.get_name(module)}.{suffix}")
-        if stored is None:
+        stored = f"{known.get_name(module)}.{suffix}"
+        if stored not in header.tensors:
             continue
-        try:
-            values = _dequantised(content[header.data_start + stored.offset :], stored)
-        except (ValueError, NotImplementedError) as error:
-            raise _damaged(file) from error
+        values = read_tensor(file, header, stored)
         if name.endswith("norm.weight"):
             values = values - 1  # llama.cpp stores the factor, transformers its difference from 1
         weights[name] = torch.from_numpy(np.require(values, requirements="W")).to(torch.bfloat16)
     return weights
-
-
-def _dequantised(content: np.ndarray, stored: StoredTensor) -> np.ndarray:
-    """Return the tensor that `content` begins with, in float32.
-
-    Raises:
-        ValueError: The content is too short, or the type of the tensor is unknown.
-        NotImplementedError: The package gguf cannot read tensors of this type.
-    """
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
-
-    kind = GGMLQuantizationType(stored.kind)
-    block_values, block_bytes = GGML_QUANT_SIZES[kind]
-    blocks = math.prod(stored.shape) // block_values
-    rows = content[: blocks * block_bytes].reshape(-1, math.gcd(blocks, _ROW_BLOCKS) * block_bytes)
-    return dequantize(rows, kind).reshape(stored.shape)

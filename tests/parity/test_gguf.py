@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, Gemma3ForCausalLM, GgufConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3ForCausalLM, GgufConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from adapters.torch_backend import load_torch
 from harness.errors import UserError
-from harness.models.gguf import _configuration, convert_gguf, read_header
+from harness.models.gguf import _configuration, convert_gguf
+from harness.models.gguf_file import gemma_query_scalar, read_header, read_tensor
 from harness.models.resolve import find_model, provide
 from tests.tiny_gemma import make_tiny_gemma, make_tiny_tokenizer
+from tests.tiny_models import WINDOW, make_tiny_model
 
 # Types that files of small models mix; 64 columns are two blocks of 32.
 KINDS = {"attn_k": "Q8_0", "attn_q": "Q5_0", "attn_v": "BF16", "ffn_down": "Q4_0", "ffn_gate": "F16", "ffn_up": "Q5_1"}
@@ -74,6 +80,7 @@ def test_a_converted_file_is_what_transformers_makes_of_it(tiny: Path, tmp_path:
     model = Gemma3ForCausalLM.from_pretrained(
         tmp_path, gguf_file=file.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
     )
+    model.config.query_pre_attn_scalar = model.config.head_dim  # as llama.cpp has it; transformers takes 256 for all
     model.save_pretrained(expected)
     AutoTokenizer.from_pretrained(tmp_path, gguf_file=file.name).save_pretrained(expected)
     found.mkdir()
@@ -142,7 +149,147 @@ def test_an_incomplete_file_is_refused(tiny: Path, tmp_path: Path, share: float)
         convert_gguf(file, tmp_path)
 
 
-def test_a_model_of_another_kind_is_refused(tiny: Path, tmp_path: Path) -> None:
-    file = write_gguf(tmp_path / "llama.gguf", tiny, architecture="llama")
-    with pytest.raises(UserError, match="holds a llama model"):
+def write_library_gguf(
+    file: Path, model_dir: Path, architecture: str, values: dict[str, Any] | None = None, factor: float | None = None
+) -> Path:
+    """Write a model of another architecture in float32, with a byte-level or a SentencePiece-like tokenizer.
+
+    Args:
+        file: To write.
+        model_dir: A transformers directory.
+        architecture: Its name in GGUF.
+        values: Settings to write beside the usual ones, without the architecture's name.
+        factor: Of Llama 3's scaling of positions.
+    """
+    model: Any = AutoModelForCausalLM.from_pretrained(model_dir)
+    config = model.config
+    writer = gguf.GGUFWriter(file, architecture)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    for key, value in (values or {}).items():
+        add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}[type(value)]
+        add(f"{architecture}.{key}", value)
+    tokens = [token for token, _ in sorted(make_tiny_tokenizer().get_vocab().items(), key=lambda entry: entry[1])]
+    if architecture == "qwen3":
+        writer.add_tokenizer_model("gpt2")
+        tokens[-1] = "th"  # a merge is needed, and the small tokenizer has none of two letters
+        writer.add_token_merges(["t h"])
+    else:
+        writer.add_tokenizer_model("llama")
+        writer.add_token_scores([-float(number) for number in range(len(tokens))])
+    writer.add_token_list(tokens)
+    writer.add_token_types(
+        [3 if number < 6 else 6 if token.startswith("<0x") else 1 for number, token in enumerate(tokens)]
+    )
+    writer.add_bos_token_id(2)
+    writer.add_eos_token_id(1)
+    writer.add_unk_token_id(3)
+    names = gguf.get_tensor_name_map(
+        {"qwen3": gguf.MODEL_ARCH.QWEN3, "llama": gguf.MODEL_ARCH.LLAMA, "gemma2": gguf.MODEL_ARCH.GEMMA2}[
+            architecture
+        ],
+        config.num_hidden_layers,
+    )
+    for name, tensor in model.state_dict().items():
+        module, _, suffix = name.rpartition(".")
+        if module == "lm_head" and config.tie_word_embeddings:
+            continue
+        values_of = tensor.float().numpy()
+        if architecture == "gemma2" and name.endswith("norm.weight"):
+            values_of = values_of + 1
+        if architecture == "llama" and module.endswith(("q_proj", "k_proj")):  # llama.cpp rotates neighbours
+            heads = config.num_attention_heads if module.endswith("q_proj") else config.num_key_value_heads
+            values_of = values_of.reshape(heads, 2, -1, values_of.shape[1]).swapaxes(1, 2).reshape(values_of.shape)
+        writer.add_tensor(f"{names.get_name(module)}.{suffix}", np.ascontiguousarray(values_of))
+    if factor is not None:
+        rope = {"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+        rope |= {"original_max_position_embeddings": 8192}
+        config.rope_parameters = {**config.rope_parameters, **rope}
+        scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+        plain = config.rope_parameters["rope_theta"] ** -(torch.arange(0, config.head_dim, 2) / config.head_dim)
+        writer.add_tensor("rope_freqs.weight", (plain / scaled).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+CAPS = {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "fields", "values", "factor"),
+    [
+        ("qwen3", {"head_dim": 32}, {}, None),  # not 128, which transformers takes
+        ("llama", {"rope_theta": 500_000.0}, {}, 8.0),
+        ("llama", {"tie_word_embeddings": True}, {}, None),
+        ("gemma2", CAPS, {**CAPS, "attention.sliding_window": WINDOW}, None),
+    ],
+)
+def test_other_architectures_give_the_log_probabilities_of_their_source(
+    tmp_path: Path, architecture: str, fields: dict[str, Any], values: dict[str, Any], factor: float | None
+) -> None:
+    source = make_tiny_model(architecture, tmp_path / "source", dtype="bfloat16", **fields)
+    file = write_library_gguf(tmp_path / "model.gguf", source, architecture, values, factor)
+    target = tmp_path / "target"
+    target.mkdir()
+    convert_gguf(file, target)
+    if factor is not None:
+        config = json.loads((source / "config.json").read_text())
+        rope = {"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+        config["rope_parameters"] |= {**rope, "original_max_position_embeddings": 8192}
+        (source / "config.json").write_text(json.dumps(config))
+    tokens = torch.tensor([[2, *range(10, 50)]])
+    with torch.no_grad():
+        expected, found = (
+            AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)(tokens).logits for path in (source, target)
+        )
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert load_torch("torch", target, device="cpu", dtype="float32").tokenizer("the").input_ids
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"rope.scaling.type": "yarn"}, "scales its positions by yarn"),
+        ({"attention.temperature": 2.0}, "qwen3.attention.temperature = 2.0"),
+    ],
+)
+def test_settings_that_would_be_ignored_are_refused(tmp_path: Path, values: dict[str, Any], words: str) -> None:
+    source = make_tiny_model("qwen3", tmp_path / "source")
+    with pytest.raises(UserError, match=words):
+        convert_gguf(write_library_gguf(tmp_path / "model.gguf", source, "qwen3", values), tmp_path)
+
+
+def test_an_unknown_scaling_of_positions_is_refused(tmp_path: Path) -> None:
+    source = make_tiny_model("llama", tmp_path / "source", rope_theta=500_000.0)
+    file = write_library_gguf(tmp_path / "model.gguf", source, "llama", factor=8.0)
+    header = read_header(file)
+    values = read_tensor(file, header, "rope_freqs.weight")
+    start = header.data_start + header.tensors["rope_freqs.weight"].offset
+    content = bytearray(file.read_bytes())
+    content[start : start + values.nbytes] = (values + np.linspace(0, 2, len(values), dtype=np.float32)).tobytes()
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"rope_freqs\.weight in a way"):
+        convert_gguf(file, tmp_path)
+
+
+def test_the_scale_of_attention_in_the_largest_gemmas() -> None:
+    fields = {"num_hidden_layers": 62, "hidden_size": 5376, "num_attention_heads": 32, "head_dim": 128}
+    assert gemma_query_scalar(fields) == 168  # query_pre_attn_scalar of google/gemma-3-27b-pt
+    assert gemma_query_scalar({**fields, "num_hidden_layers": 48, "head_dim": 256}) == 256
+
+
+def test_an_architecture_that_transformers_does_not_read_is_refused(tiny: Path, tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "rwkv6.gguf", tiny, architecture="rwkv6")
+    with pytest.raises(UserError, match="cannot read the rwkv6 model"):
         convert_gguf(file, tmp_path)

@@ -1,0 +1,158 @@
+"""Convert GGUF files of any architecture that transformers reads, guarding what its reader leaves out.
+
+transformers takes the settings that it knows from the header and drops the rest without a word. What is dropped here is
+either taken over, known to change nothing, or refused.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adapters.base import library_errors
+from harness.errors import UserError
+from harness.models.gguf_file import Header, gemma_query_scalar, read_tensor
+
+# Settings that transformers' reader does not take for every architecture -> field of the configuration.
+_FIELDS = {
+    "attention.key_length": "head_dim",
+    "attention.sliding_window": "sliding_window",
+    "attention.scale": "attention_multiplier",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+    "logit_scale": "logit_scale",
+    "embedding_scale": "embedding_multiplier",
+    "residual_scale": "residual_multiplier",
+}
+# Settings that change no number, or repeat what tensors and other settings say.
+_NEUTRAL = (
+    "attention.causal",
+    "attention.layer_norm_epsilon",
+    "attention.layer_norm_rms_epsilon",
+    "expert_feed_forward_length",
+    "expert_shared_feed_forward_length",
+    "rope.scaling.finetuned",
+    "tensor_data_layout",
+    "use_parallel_residual",
+    "vocab_size",
+)
+# Llama 3's scaling of positions, which GGUF stores as a factor for each frequency (rope_freqs.weight).
+_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+_OTHER = "name a transformers or MLX directory of the model"
+_FREQUENCIES = "rope_freqs.weight"
+
+
+def convert_with_transformers(file: Path, header: Header, target: Path) -> None:
+    """Write the file's weights, dequantised to bfloat16, its configuration and its tokenizer.
+
+    Args:
+        file: The GGUF file.
+        header: Of this file.
+        target: An existing empty directory.
+
+    Raises:
+        UserError: transformers does not read this architecture from GGUF, or the file holds settings that it would
+            compute without.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    architecture = header.values.get("general.architecture")
+    where = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
+    with library_errors(f"transformers cannot read the {architecture} model in {file}", _OTHER):
+        config: Any = AutoConfig.from_pretrained(**where)
+    _take_over(file, header, str(architecture), config)
+    with library_errors(f"transformers cannot read the {architecture} model in {file}", _OTHER):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            **where,
+            config=config,
+            dtype=torch.bfloat16,
+            quantization_config=GgufConfig(dequantize=True),
+            output_loading_info=True,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(**where)
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(f"{file} lacks {len(missing)} weights, {missing[0]} among them", "copy the file again")
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def _take_over(file: Path, header: Header, architecture: str, config: Any) -> None:
+    """Add to a configuration what transformers' reader left out of it.
+
+    Raises:
+        UserError: A setting or tensor of the file changes the computation in a way that is not known here.
+    """
+    prefix = f"{architecture}."
+    found = {key.removeprefix(prefix): value for key, value in header.values.items() if key.startswith(prefix)}
+    read = _read_by_transformers(architecture)
+    repeated = {"attention.value_length": found.get("attention.key_length"), "rope.dimension_count": _rotated(config)}
+    scaling = {key: found.pop(key) for key in sorted(found) if key.startswith("rope.scaling.") and key not in _NEUTRAL}
+    for key, value in found.items():
+        if key in _FIELDS:
+            if value:  # 0: not so
+                setattr(config, _FIELDS[key], value)
+        elif not (key in read or key in _NEUTRAL or (key in repeated and value == repeated[key])):
+            raise UserError(f"{file} has a setting that transformers would ignore: {prefix}{key} = {value}", _OTHER)
+    if architecture == "gemma2":
+        config.query_pre_attn_scalar = gemma_query_scalar(config.to_dict())
+    _scale_positions(file, header, scaling, config)
+    factors = sorted(name for name in header.tensors if name.startswith("rope_factors"))
+    if factors:
+        raise UserError(f"{file} scales its positions by {factors[0]}, which is not supported", _OTHER)
+
+
+def _read_by_transformers(architecture: str) -> set[str]:
+    from transformers.modeling_gguf_pytorch_utils import GGUF_TO_TRANSFORMERS_MAPPING
+
+    names = GGUF_TO_TRANSFORMERS_MAPPING["config"].get(architecture.replace("-", "_"), {})
+    return {key for key, field in names.items() if field is not None}
+
+
+def _rotated(config: Any) -> int:
+    """Return how many values of a head are rotated by the position."""
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    share = (getattr(config, "rope_parameters", None) or {}).get("partial_rotary_factor", 1.0)
+    return int(head * share)
+
+
+def _scale_positions(file: Path, header: Header, scaling: dict[str, Any], config: Any) -> None:
+    kind = scaling.pop("rope.scaling.type", "none")
+    if kind == "linear":
+        _set_rope(config, rope_type="linear", factor=float(scaling["rope.scaling.factor"]))
+    elif kind != "none":
+        raise UserError(f"{file} scales its positions by {kind}, which is not supported", _OTHER)
+    if _FREQUENCIES in header.tensors:
+        _set_rope(config, rope_type="llama3", **_LLAMA3, factor=_llama3_factor(file, header, config))
+
+
+def _set_rope(config: Any, **scaling: Any) -> None:
+    config.rope_parameters = {**config.rope_parameters, **scaling}
+
+
+def _llama3_factor(file: Path, header: Header, config: Any) -> float:
+    """Return the factor of Llama 3's scaling from which the stored ones follow.
+
+    Raises:
+        UserError: They follow from none.
+    """
+    stored = read_tensor(file, header, _FREQUENCIES)
+    factor = float(stored.max())
+    size = _rotated(config)
+    theta = config.rope_parameters["rope_theta"]
+    wavelengths = 2 * math.pi * theta ** (np.arange(0, size, 2) / size)
+    low, high = _LLAMA3["low_freq_factor"], _LLAMA3["high_freq_factor"]
+    length = _LLAMA3["original_max_position_embeddings"]
+    smooth = (length / wavelengths - low) / (high - low)
+    expected = np.where(
+        wavelengths > length / low,
+        factor,
+        np.where(wavelengths < length / high, 1.0, 1 / ((1 - smooth) / factor + smooth)),
+    )
+    if not np.allclose(stored, expected, rtol=1e-4):
+        raise UserError(f"{file} scales its positions by {_FREQUENCIES} in a way that is not known", _OTHER)
+    return factor
