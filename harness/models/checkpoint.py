@@ -20,6 +20,7 @@ import numpy as np
 from harness.errors import UserError
 from harness.files import file_hash, whole_directory
 from harness.models.heads import HeadLayout, Heads
+from harness.models.lora import copy_tokenizer, merge_peft
 from harness.records.base import Record, read_record, write_record
 from harness.tasks import HeadKind, get_task, task_names
 from harness.tasks.prompts import ChosenTask, prompt_hash
@@ -237,18 +238,14 @@ def fuse(directory: Path, checkpoint: Checkpoint, base_dir: Path, target: Path) 
         model = load_weights(base_dir, read_architecture(base_dir), "auto")
         stored = model.dtype
         if checkpoint.adaptation == "lora":
-            from peft import PeftModel
-
-            model = PeftModel.from_pretrained(model.float(), directory).merge_and_unload()
+            model = merge_peft(model.float(), directory)
         else:
             unknown = model.load_state_dict(load_file(directory / LAYERS), strict=False).unexpected_keys
             if unknown:
                 raise UserError(f"{directory / LAYERS} does not fit the base model: {unknown[0]}", "copy it again")
         with torch.no_grad():
             model.to(stored).save_pretrained(target)
-    for file in base_dir.iterdir():
-        if file.name.startswith(("tokenizer", "special_tokens", "chat_template", "generation_config")):
-            shutil.copyfile(file, target / file.name)
+    copy_tokenizer(base_dir, target)
 
 
 def head_descriptions(layout: HeadLayout, prompts: Mapping[str, tuple[str, str]]) -> dict[str, TaskHead]:

