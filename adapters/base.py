@@ -265,5 +265,17 @@ class Family(ABC):
         """
 
     @abstractmethod
+    def dtypes(self, kind: BackendKind) -> tuple[str, ...]:
+        """Return the types in which a backend computes on this machine."""
+
+    @abstractmethod
+    def reference(self, kind: BackendKind, request: LoadRequest) -> Backend:
+        """Load the same weights to compute in float32 on the CPU by PyTorch, as a measure of the backend's numbers.
+
+        Raises:
+            UserError: As `load`.
+        """
+
+    @abstractmethod
     def findings(self) -> list[Finding]:
         """Return the doctor's lines about the library on this machine."""

@@ -6,6 +6,7 @@ import functools
 import platform
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from adapters.base import Backend, BackendKind, Family, Finding, LoadRequest, UserError, first_line, is_installed
 from adapters.torch_family import set_threads, torch_problem
@@ -40,24 +41,21 @@ class MlxFamily(Family):
     def load(self, kind: BackendKind, request: LoadRequest) -> Backend:
         if not is_installed("mlx"):
             raise UserError(f"--backend {kind.name} needs MLX, which is not installed", "pip install 'mlx[cpu]' mlx-lm")
-        from adapters.mlx_weights import ensure_mlx_model
-
         set_threads(request.args)
-        args = {name: value for name, value in request.args.items() if name != "threads"}
-        bits, stored = kind.settings.get("bits"), kind.settings.get("stored")
-        mlx_dir = ensure_mlx_model(
-            request.model_dir,
-            bits=bits,
-            dtype="bfloat16",
-            cached=request.cached,
-            fingerprint=request.fingerprint,
-            **args,
-        )
+        mlx_dir, args = _mlx_directory(kind, request)
+        stored = kind.settings.get("stored")
         if request.execution == "torch":
             return _load_in_torch(kind.name, mlx_dir, request.dtype, stored)
         from adapters.mlx_backend import load_mlx
 
         return load_mlx(kind.name, mlx_dir, dtype=request.dtype, stored=stored, options=args)
+
+    def dtypes(self, kind: BackendKind) -> tuple[str, ...]:
+        return ("float32", "bfloat16", "float16") if metal_is_there() else ("float32",)
+
+    def reference(self, kind: BackendKind, request: LoadRequest) -> Backend:
+        mlx_dir, _ = _mlx_directory(kind, request)
+        return _load_in_torch(kind.name, mlx_dir, "float32", kind.settings.get("stored"), device="cpu")
 
     def findings(self) -> list[Finding]:
         if problem := mlx_problem():
@@ -91,14 +89,30 @@ def metal_is_there() -> bool:
     return metal_available()
 
 
-def _load_in_torch(name: str, mlx_dir: Path, dtype: str, stored: str | None) -> Backend:
+def _mlx_directory(kind: BackendKind, request: LoadRequest) -> tuple[Path, dict[str, Any]]:
+    """Return the directory of the weights as MLX stores them, made if need be, and the arguments that say how."""
+    from adapters.mlx_weights import ensure_mlx_model
+
+    args = {name: value for name, value in request.args.items() if name != "threads"}
+    made = ensure_mlx_model(
+        request.model_dir,
+        bits=kind.settings.get("bits"),
+        dtype="bfloat16",
+        cached=request.cached,
+        fingerprint=request.fingerprint,
+        **args,
+    )
+    return made, args
+
+
+def _load_in_torch(name: str, mlx_dir: Path, dtype: str, stored: str | None, device: str = "auto") -> Backend:
     """Load an MLX backend's weights into PyTorch: its quality without its speed."""
     import torch
 
     from adapters.mlx_weights import dequantized_state, describe_weights, stored_bytes
     from adapters.torch_backend import load_torch, pick_device, pick_dtype
 
-    device = pick_device("auto")
+    device = pick_device(device)
     # bfloat16 cannot hold float16 weights, so these are computed in float32.
     if stored == "float16" and dtype == "auto":
         dtype = "float32"

@@ -10,6 +10,8 @@ left out by the sliding window's width, and masks for both kinds of layer come w
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -88,6 +90,17 @@ def packed_attention(
     """Compute `grouped_attention` with the window in the mask; on a GPU, PyTorch's own attention."""
     attend = grouped_attention if query.device.type == "cpu" else sdpa_attention_forward
     return attend(module, query, *rest, **kwargs)
+
+
+@contextlib.contextmanager
+def library_attention(config: Any) -> Iterator[None]:
+    """Let a model compute with transformers' own plain attention for a while, to be compared with."""
+    ours = config._attn_implementation
+    config._attn_implementation = "eager"
+    try:
+        yield
+    finally:
+        config._attn_implementation = ours
 
 
 for name, attention in ((CPU_ATTENTION, grouped_attention), (PACKED_ATTENTION, packed_attention)):

@@ -23,7 +23,7 @@ from adapters.architecture import Architecture, Logits, model_class, read_archit
 from adapters.base import Backend, BackendInfo, OutOfMemory, Prefix, Sampling, UserError, library_errors
 from adapters.mlx_weights import stored_bytes
 from adapters.text import GrowingAnswer, end_tokens, growing_answers, load_tokenizer
-from adapters.torch_attention import CPU_ATTENTION
+from adapters.torch_attention import CPU_ATTENTION, library_attention
 from adapters.weight_files import TEXT_PREFIXES, text_headers, weight_files
 
 # Rows of the vocabulary matrix that are cast to float32 at a time: 16,384 rows of a 1,152-wide model are 75 MB.
@@ -157,7 +157,8 @@ class TorchBackend(Backend):
     @torch.inference_mode()
     def library_logprobs(self, tokens: Sequence[int]) -> np.ndarray:
         ids = torch.tensor([list(tokens)], device=self.model.device)
-        logits = self.model(input_ids=ids, use_cache=False).logits[0, :-1].float()
+        with library_attention(self.model.config):
+            logits = self.model(input_ids=ids, use_cache=False).logits[0, :-1].float()
         return torch.log_softmax(logits, dim=-1).gather(1, ids[0, 1:, None])[:, 0].double().cpu().numpy()
 
     @torch.inference_mode()

@@ -48,6 +48,14 @@ class TorchFamily(Family):
             )
         return load_torch(kind.name, request.model_dir, device=kind.settings["device"], dtype=request.dtype)
 
+    def dtypes(self, kind: BackendKind) -> tuple[str, ...]:
+        return ("float32", "bfloat16", "float16")
+
+    def reference(self, kind: BackendKind, request: LoadRequest) -> Backend:
+        from adapters.torch_backend import load_torch
+
+        return load_torch("torch-cpu", request.model_dir, device="cpu", dtype="float32")
+
     def findings(self) -> list[Finding]:
         torch = import_torch()
         if isinstance(torch, str):

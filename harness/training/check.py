@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from adapters.base import library_errors
+from adapters.torch_attention import library_attention
 from harness.errors import UserError
 from harness.models.check import CHOICES, CONTEXT, TOLERANCES
 from harness.scoring.encoding import ScoredSequence, TextEncoder, encode_pairs
@@ -47,13 +48,8 @@ def check_packing(model: MultitaskModel, encoder: TextEncoder, dtype: torch.dtyp
 
 def _plain(model: MultitaskModel, sequence: ScoredSequence, device: torch.device) -> torch.Tensor:
     """Return the log-probabilities of the continuation's tokens by transformers' own attention."""
-    language_model = model.language_model
-    config = language_model.get_decoder().config
-    ours, config._attn_implementation = config._attn_implementation, "eager"
-    try:
-        tokens = torch.tensor([sequence.tokens], device=device)
-        logits = language_model(input_ids=tokens, use_cache=False).logits[0, :-1].float()
-    finally:
-        config._attn_implementation = ours
+    tokens = torch.tensor([sequence.tokens], device=device)
+    with library_attention(model.language_model.get_decoder().config):
+        logits = model.language_model(input_ids=tokens, use_cache=False).logits[0, :-1].float()
     logprobs = torch.log_softmax(logits, dim=-1).gather(1, tokens[0, 1:, None])[:, 0]
     return logprobs[sequence.continuation_start - 1 :]

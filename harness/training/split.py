@@ -97,6 +97,8 @@ def _with_layers(decoder: Any, name: str, layers: Sequence[nn.Module]) -> Any:
 def _returns_tuple(decoder: Any, layer: nn.Module) -> bool:
     found: list[bool] = []
     hook = layer.register_forward_hook(lambda module, args, output: found.append(isinstance(output, tuple)))
-    decoder(input_ids=torch.zeros(1, 1, dtype=torch.long, device=decoder.device), use_cache=False)
+    token = torch.zeros(1, 1, dtype=torch.long, device=decoder.device)
+    with torch.autocast(decoder.device.type, torch.bfloat16):  # weights may be of several types
+        decoder(input_ids=token, use_cache=False)
     hook.remove()
     return found[0]
