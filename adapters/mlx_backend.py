@@ -26,6 +26,7 @@ from adapters.mlx_weights import (
     stored_bytes,
 )
 from adapters.text import end_tokens, growing_answers, load_tokenizer
+from adapters.weight_files import check_tied_head
 
 BATCH_TOKENS = {"metal": 4096, "cpu": 512}
 # Longer rows are computed in pieces: attention masks and scores grow with the square of a piece's length.
@@ -100,6 +101,7 @@ def load_mlx(
     from mlx_lm.utils import load_config, load_model
 
     architecture = read_architecture(model_dir)
+    check_tied_head(model_dir, architecture.config.tie_word_embeddings)
     config = mlx_config(read_config(model_dir))
     device = "metal" if metal_available() else "cpu"
     if device == "cpu" and dtype not in ("auto", "float32"):

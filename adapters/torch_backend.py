@@ -24,7 +24,7 @@ from adapters.base import Backend, BackendInfo, OutOfMemory, Prefix, Sampling, U
 from adapters.mlx_weights import stored_bytes
 from adapters.text import GrowingAnswer, end_tokens, growing_answers, load_tokenizer
 from adapters.torch_attention import CPU_ATTENTION, library_attention
-from adapters.weight_files import TEXT_PREFIXES, text_headers, weight_files
+from adapters.weight_files import TEXT_PREFIXES, check_tied_head, text_headers, weight_files
 
 # Rows of the vocabulary matrix that are cast to float32 at a time: 16,384 rows of a 1,152-wide model are 75 MB.
 VOCABULARY_CHUNK = 16_384
@@ -388,6 +388,8 @@ def load_weights(
     Raises:
         UserError: Files are damaged, or weights are missing (transformers would fill these with random numbers).
     """
+    if state is None:
+        check_tied_head(model_dir, architecture.config.tie_word_embeddings)
     # With given weights there is no directory to read: transformers documents None for this.
     source: Any = model_dir if state is None else None
     renamed = {f"^{re.escape(name)}": new for name, new in TEXT_PREFIXES.items()}

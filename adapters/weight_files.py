@@ -77,6 +77,41 @@ def _without_usual_name(model_dir: Path) -> list[Path]:
     raise UserError(f"{model_dir} has no weights (*.safetensors)", "copy the weights beside config.json")
 
 
+def check_tied_head(model_dir: Path, tied: bool) -> None:
+    """Refuse a model whose output matrix is stored apart and differs, though its configuration says that it is tied.
+
+    transformers would take the stored one, mlx-lm that of the input for most models.
+
+    Args:
+        model_dir: A model directory.
+        tied: `tie_word_embeddings` of the text decoder's configuration.
+
+    Raises:
+        UserError: As said, or as `tensor_headers`.
+    """
+    names = text_headers(model_dir) if tied else {}
+    heads = [name for name in names if name.endswith("lm_head.weight")]
+    inputs = [name for name in names if name.endswith(("embed_tokens.weight", "wte.weight", "embed_in.weight"))]
+    if len(heads) == len(inputs) == 1 and _content(model_dir, heads[0]) != _content(model_dir, inputs[0]):
+        raise UserError(
+            f"{model_dir} has a {heads[0]} of its own, but its config.json ties the output to the input matrix",
+            'write "tie_word_embeddings": false into config.json, if this head is meant',
+        )
+
+
+def _content(model_dir: Path, name: str) -> bytes:
+    """Return a tensor's content as it is stored."""
+    for file in weight_files(model_dir):
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            entry = json.loads(stream.read(length)).get(name)
+            if entry:
+                start, end = entry["data_offsets"]
+                stream.seek(8 + length + start)
+                return stream.read(end - start)
+    raise KeyError(name)
+
+
 def text_headers(model_dir: Path) -> dict[str, Any]:
     """Return `tensor_headers` of the text decoder alone, without a vision tower and the like."""
     headers = tensor_headers(model_dir)

@@ -77,6 +77,10 @@ def convert_with_transformers(file: Path, header: Header, target: Path) -> None:
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise UserError(f"{file} lacks {len(missing)} weights, {missing[0]} among them", "copy the file again")
+    read = {_FREQUENCIES, *_tensors_read(model, str(architecture))}
+    # Experts go by other names; one that were left out would be missed in the model.
+    if unread := sorted(name for name in header.tensors if name not in read and "_exps" not in name):
+        raise UserError(f"{file} has tensors that transformers would leave out, {unread[0]} among them", _OTHER)
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
 
@@ -111,6 +115,15 @@ def _read_by_transformers(architecture: str) -> set[str]:
 
     names = GGUF_TO_TRANSFORMERS_MAPPING["config"].get(architecture.replace("-", "_"), {})
     return {key for key, field in names.items() if field is not None}
+
+
+def _tensors_read(model: Any, architecture: str) -> set[str]:
+    """Return the names in GGUF of the tensors that transformers' reader gives to a model."""
+    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
+
+    processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=model.config.to_dict())
+    with library_errors(f"transformers knows no tensors of {architecture} models", _OTHER):
+        return set(get_gguf_hf_weights_map(model, processor))
 
 
 def _rotated(config: Any) -> int:

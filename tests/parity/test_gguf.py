@@ -283,6 +283,12 @@ def test_an_unknown_scaling_of_positions_is_refused(tmp_path: Path) -> None:
         convert_gguf(file, tmp_path)
 
 
+def test_tensors_that_would_be_left_out_are_refused(tiny: Path, tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "llama.gguf", tiny, architecture="llama")  # with norms that only Gemma has
+    with pytest.raises(UserError, match=r"would leave out, blk\.0\.attn_k_norm\.weight among them"):
+        convert_gguf(file, tmp_path)
+
+
 def test_the_scale_of_attention_in_the_largest_gemmas() -> None:
     fields = {"num_hidden_layers": 62, "hidden_size": 5376, "num_attention_heads": 32, "head_dim": 128}
     assert gemma_query_scalar(fields) == 168  # query_pre_attn_scalar of google/gemma-3-27b-pt

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from adapters.base import UserError
+from adapters.mlx_backend import load_mlx
+from adapters.torch_backend import load_torch
 from adapters.weight_files import INDEX, SINGLE, tensor_headers, weight_files
+from tests.tiny_models import make_tiny_model
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
@@ -76,3 +80,21 @@ def test_half_a_file_is_a_line(tmp_path, kept):
     (tmp_path / SINGLE).write_bytes((tmp_path / SINGLE).read_bytes()[:kept])
     with pytest.raises(UserError, match="damaged or incomplete"):
         tensor_headers(tmp_path)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("load", [load_torch, load_mlx])
+def test_a_head_of_its_own_in_a_tied_model_is_refused(load: Any, architecture: str, tmp_path: Path) -> None:
+    """transformers would take this head, mlx-lm the input's matrix."""
+    model_dir = make_tiny_model(architecture, tmp_path / "tied", tie_word_embeddings=True)
+    tensors = load_file(model_dir / "model.safetensors")
+    [name] = [name for name in tensors if name.endswith(("embed_tokens.weight", "wte.weight"))]
+    tensors["lm_head.weight"] = tensors[name].copy()
+    save_file(tensors, model_dir / "model.safetensors", metadata={"format": "pt"})
+    arguments = {"device": "cpu"} if load is load_torch else {}
+    if (load, architecture) != (load_mlx, "gpt2"):  # which mlx-lm does not read in this form
+        load("same", model_dir, dtype="float32", **arguments)
+    tensors["lm_head.weight"][5] += 1
+    save_file(tensors, model_dir / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"a lm_head\.weight of its own"):
+        load("other", model_dir, dtype="float32", **arguments)
