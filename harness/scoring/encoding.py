@@ -2,9 +2,8 @@
 
 lm-eval (`TemplateLM._encode_pair`) moves the context's trailing white space into the continuation, encodes both as one
 text, and splits the tokens at the length of the encoded context. Done literally, this encodes a context once for itself
-and once more for every choice. `TextEncoder` encodes each distinct line once in a run instead. The tokens are the same
-as long as no token of the vocabulary joins a line break with another character, because then no merge of the byte-pair
-encoding crosses the end of a line. Gemma's vocabulary is like this; for any other, `TextEncoder` encodes whole texts.
+and once more for every choice. `TextEncoder` encodes each distinct line once in a run instead, where `line_pattern` can
+prove that this gives the tokens of the whole text; else it encodes whole texts.
 """
 
 from __future__ import annotations
@@ -20,8 +19,18 @@ from tokenizers.models import BPE
 
 from harness.errors import UserError
 
-# Spaces inside a context line may belong to a token that spans them, so only runs of line breaks are borders.
+# Without a pre-tokenizer: spaces inside a line may belong to a token that spans them, so only runs of line breaks are
+# borders.
 _LINES = re.compile(r"\n+|[^\n]+")
+# Qwen's and Llama 3's pre-tokenizers. A run of white space is cut after its last line break, whatever
+# follows: only `\s*[\r\n]+` and punctuation with the line breaks behind it can hold one, and both end with it.
+_AFTER_BREAKS = re.compile(r"[^\r\n]*[\r\n](?:\s*[\r\n])?|[^\r\n]+")
+# GPT-2's: white space before a word is cut before its last character, so only a line break alone, between two
+# characters that are no white space, is a piece whatever surrounds it.
+_SINGLE_BREAKS = re.compile(r".+?(?<=\S\n)(?=\S)|.+", re.DOTALL)
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# Regular expression of a pre-tokenizer -> what matches the parts of a text between its borders.
+_PATTERNS = {_WORDS % digits: _AFTER_BREAKS for digits in (r"\p{N}", r"\p{N}{1,3}")}
 
 
 @dataclass(frozen=True)
@@ -38,23 +47,43 @@ class ScoredSequence:
         return self.tokens[:-1]
 
 
-def lines_are_borders(tokenizer: Tokenizer) -> bool:
-    """Return whether encoding line by line gives the tokens of the whole text."""
+def line_pattern(tokenizer: Tokenizer) -> re.Pattern[str] | None:
+    """Return what matches the parts of a text that, encoded one by one, give the tokens of the whole text.
+
+    None where no such parts are known.
+    """
     model = tokenizer.model
     if not isinstance(model, BPE) or model.continuing_subword_prefix or model.end_of_word_suffix:
-        return False
+        return None
     added = tokenizer.get_added_tokens_decoder().values()
     if any(token.lstrip or token.rstrip or token.single_word for token in added):
-        return False
-    if any("\n" in piece and piece.strip("\n") for piece in tokenizer.get_vocab(with_added_tokens=True)):
-        return False
+        return None
     # The whole tokenizer as JSON takes more than a second; one with the same steps and no vocabulary takes none.
     steps = Tokenizer(BPE())
     steps.normalizer = tokenizer.normalizer
     steps.pre_tokenizer = tokenizer.pre_tokenizer
     parsed = json.loads(steps.to_str())
-    # Only steps that look at single characters are known to be local; regular expressions may look ahead.
-    return _replaces_one_character(parsed["normalizer"]) and _splits_at_one_character(parsed["pre_tokenizer"])
+    normalizer, pre_tokenizer = parsed["normalizer"], parsed["pre_tokenizer"]
+    if _splits_at_one_character(pre_tokenizer):
+        # No merge may cross the end of a line, so no token may join a line break with another character.
+        joins = any("\n" in piece and piece.strip("\n") for piece in tokenizer.get_vocab(with_added_tokens=True))
+        return _LINES if _replaces_one_character(normalizer) and not joins else None
+    # A line break composes with nothing, so NFC changes no border.
+    if (normalizer or {}).get("type", "NFC") != "NFC" or any("\n" in token.content for token in added):
+        return None
+    return _byte_level_pattern(pre_tokenizer)
+
+
+def _byte_level_pattern(pre_tokenizer: dict[str, Any]) -> re.Pattern[str] | None:
+    """Return the pattern for a pre-tokenizer that cuts by a regular expression and then writes bytes as characters."""
+    *splits, last = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
+    if last["type"] != "ByteLevel" or last["add_prefix_space"]:
+        return None
+    if last["use_regex"]:
+        return None if splits else _SINGLE_BREAKS
+    if len(splits) != 1 or splits[0].get("behavior") != "Isolated" or splits[0].get("invert"):
+        return None
+    return _PATTERNS.get(splits[0].get("pattern", {}).get("Regex", ""))
 
 
 def _replaces_one_character(normalizer: dict[str, Any] | None) -> bool:
@@ -81,7 +110,6 @@ class TextEncoder:
 
     Attributes:
         encoded: Number of texts passed to the tokenizer so far.
-        by_line: False where the tokenizer's tokens may cross the end of a line, so whole texts are encoded.
     """
 
     def __init__(self, tokenizer: Any, vocabulary_size: int | None = None) -> None:
@@ -93,7 +121,7 @@ class TextEncoder:
         self.start_id: int | None = tokenizer.eos_token_id if self.bos_id is None else self.bos_id
         self._bos_text: str | None = tokenizer.bos_token
         self._prefix = self._own_prefix(tokenizer)
-        self.by_line = lines_are_borders(self._tokenizer)
+        self._parts = line_pattern(self._tokenizer)
         self.encoded = 0
 
     @staticmethod
@@ -132,7 +160,7 @@ class TextEncoder:
         return [*self._prefix, *body]
 
     def _pieces(self, text: str) -> list[str]:
-        return _LINES.findall(text) if self.by_line else [text]
+        return self._parts.findall(text) if self._parts else [text]
 
     def _encode_pieces(self, pieces: list[str]) -> None:
         self.encoded += len(pieces)

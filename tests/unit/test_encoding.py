@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
+from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
+from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
 from adapters.text import load_tokenizer
 from harness.errors import UserError
-from harness.scoring.encoding import TextEncoder, cut_prompt, encode_pairs, lines_are_borders
+from harness.scoring.encoding import TextEncoder, cut_prompt, encode_pairs, line_pattern
 from tests.tiny_gemma import make_tiny_gemma
 
 
@@ -53,7 +56,7 @@ def test_encoding_line_by_line_gives_the_tokens_of_the_whole_text(
     tokenizer: PreTrainedTokenizerFast, text: str
 ) -> None:
     encoder = TextEncoder(tokenizer)
-    assert encoder.by_line
+    assert line_pattern(tokenizer._tokenizer)
     assert encoder.encode(text) == tokenizer(text).input_ids
 
 
@@ -133,11 +136,11 @@ def test_a_token_after_the_text_is_left_out_and_eos_starts_a_text_where_there_is
 def test_a_vocabulary_that_joins_a_line_break_with_a_letter_is_encoded_whole(tmp_path: Path) -> None:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(make_tiny_gemma(tmp_path))
     parsed = json.loads(tokenizer._tokenizer.to_str())
-    assert lines_are_borders(tokenizer._tokenizer)
+    assert line_pattern(tokenizer._tokenizer)
     parsed["model"]["vocab"]["\nа"] = len(parsed["model"]["vocab"])
     parsed["model"]["merges"].append(["\n", "а"])
     changed = Tokenizer.from_str(json.dumps(parsed))
-    assert not lines_are_borders(changed)
+    assert not line_pattern(changed)
     joined = PreTrainedTokenizerFast(tokenizer_object=changed, bos_token="<bos>")
     encoder = TextEncoder(joined)
     assert encoder.encode("в\nа") == joined("в\nа").input_ids
@@ -146,15 +149,16 @@ def test_a_vocabulary_that_joins_a_line_break_with_a_letter_is_encoded_whole(tmp
 @pytest.mark.parametrize(
     "pre_tokenizer",
     [
-        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True},
+        {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
         {"type": "Split", "pattern": {"Regex": r"\s+"}, "behavior": "Isolated", "invert": False},
+        {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": False},
     ],
 )
 def test_a_pre_tokenizer_that_looks_further_than_one_character_is_not_trusted(
     tokenizer: PreTrainedTokenizerFast, pre_tokenizer: dict[str, object]
 ) -> None:
     parsed = json.loads(tokenizer._tokenizer.to_str())
-    assert not lines_are_borders(Tokenizer.from_str(json.dumps({**parsed, "pre_tokenizer": pre_tokenizer})))
+    assert not line_pattern(Tokenizer.from_str(json.dumps({**parsed, "pre_tokenizer": pre_tokenizer})))
 
 
 @pytest.mark.parametrize(
@@ -184,3 +188,46 @@ def test_a_tokenizer_parsed_once_is_the_one_that_transformers_loads(
         tokenizer.save_pretrained(tmp_path / name)
     for saved in (tmp_path / "expected").iterdir():
         assert saved.read_bytes() == (tmp_path / "found" / saved.name).read_bytes()
+
+
+QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+LLAMA3 = QWEN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+CHARACTERS = "abё1?.,' \n\n\n\r\t\u00a0\u2028\u0301\x1c\x85"
+
+
+def byte_level_tokenizer(pattern: str | None, texts: list[str]) -> PreTrainedTokenizerFast:
+    """Train a byte-level tokenizer that joins whatever its pre-tokenizer lets it join; None: GPT-2's pattern."""
+    tokenizer = Tokenizer(BPE())
+    last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None)
+    split = [] if pattern is None else [pre_tokenizers.Split(Regex(pattern), "isolated")]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*split, last])
+    tokenizer.normalizer = None if pattern is None else normalizers.NFC()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(texts, BpeTrainer(vocab_size=1200, min_frequency=1, initial_alphabet=alphabet))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
+
+
+@pytest.mark.parametrize("pattern", [QWEN, LLAMA3, None])
+def test_byte_level_texts_are_encoded_in_parts_with_the_tokens_of_the_whole(pattern: str | None) -> None:
+    generator = random.Random(3)
+    texts = ["".join(generator.choices(CHARACTERS, k=generator.randint(1, 30))) for _ in range(20_000)]
+    texts += ["Текст: Река?\n \n  Вопрос:\n\nда", "\n\nа", "а\n", "a\r\nb", "1\n2"]
+    tokenizer = byte_level_tokenizer(pattern, texts)
+    encoder = TextEncoder(tokenizer)
+    encoder.prepare(texts)
+    assert line_pattern(tokenizer._tokenizer)
+    for text in texts:
+        assert encoder.encode(text) == tokenizer(text).input_ids, repr(text)
+    encoder = TextEncoder(tokenizer)
+    encoder.prepare(["Река замёрзла.\nОтвет: да", "Река замёрзла.\nОтвет: нет"])
+    assert encoder.encoded == 3
+
+
+def test_a_pattern_of_another_kind_is_not_trusted() -> None:
+    """With a slash behind line breaks, as in the newer patterns, a piece crosses the end of the line."""
+    newer = byte_level_tokenizer(QWEN.replace(r"[\r\n]*|", r"[\r\n/]*|"), ["a?\n/b"])
+    assert line_pattern(newer._tokenizer) is None
+    assert TextEncoder(newer).encode("a?\n/b") == newer("a?\n/b").input_ids
+    added = byte_level_tokenizer(QWEN, ["a"])
+    added.add_tokens(["<br>\n"])
+    assert line_pattern(added._tokenizer) is None
