@@ -59,6 +59,8 @@ def convert_gguf(file: Path, target: Path) -> None:
         convert_with_transformers(file, header, target)
     else:
         _convert_gemma3(file, header, target)
+    if licence := header.values.get("general.license"):
+        (target / "README.md").write_text(f"---\nlicense: {licence}\n---\n", encoding="utf-8")
 
 
 def _convert_gemma3(file: Path, header: Header, target: Path) -> None:

@@ -15,6 +15,8 @@ import numpy as np
 from adapters.base import library_errors
 from harness.errors import UserError
 from harness.models.gguf_file import Header, gemma_query_scalar, read_tensor
+from harness.quiet import quiet_libraries
+from harness.scoring.encoding import CUTTING_PATTERN
 
 # Settings that transformers' reader does not take for every architecture -> field of the configuration.
 _FIELDS = {
@@ -39,6 +41,15 @@ _NEUTRAL = (
     "use_parallel_residual",
     "vocab_size",
 )
+# How a byte-level tokenizer cuts a text before it joins bytes, by llama.cpp's name for it (src/llama-vocab.cpp): the
+# regular expression, None for GPT-2's own; transformers' reader takes GPT-2's for all but Qwen.
+_CUTS = {
+    **dict.fromkeys(("gpt-2", "mpt", "olmo", "jais"), None),
+    **dict.fromkeys(("llama-bpe", "llama-v3", "llama3", "falcon3"), CUTTING_PATTERN % r"\p{N}{1,3}"),
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), CUTTING_PATTERN % r"\p{N}"),
+}
+_SINGLE_DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell")  # each alone, then GPT-2's expression
+_LLAMA3_CUTS = ("llama-bpe", "llama-v3", "llama3")
 # Llama 3's scaling of positions, which GGUF stores as a factor for each frequency (rope_freqs.weight).
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 _OTHER = "name a transformers or MLX directory of the model"
@@ -65,7 +76,7 @@ def convert_with_transformers(file: Path, header: Header, target: Path) -> None:
     with library_errors(f"transformers cannot read the {architecture} model in {file}", _OTHER):
         config: Any = AutoConfig.from_pretrained(**where)
     _take_over(file, header, str(architecture), config)
-    with library_errors(f"transformers cannot read the {architecture} model in {file}", _OTHER):
+    with quiet_libraries(), library_errors(f"transformers cannot read the {architecture} model in {file}", _OTHER):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             **where,
             config=config,
@@ -82,6 +93,7 @@ def convert_with_transformers(file: Path, header: Header, target: Path) -> None:
     if unread := sorted(name for name in header.tensors if name not in read and "_exps" not in name):
         raise UserError(f"{file} has tensors that transformers would leave out, {unread[0]} among them", _OTHER)
     model.save_pretrained(target)
+    _mend_tokenizer(file, header, tokenizer)
     tokenizer.save_pretrained(target)
 
 
@@ -115,6 +127,33 @@ def _read_by_transformers(architecture: str) -> set[str]:
 
     names = GGUF_TO_TRANSFORMERS_MAPPING["config"].get(architecture.replace("-", "_"), {})
     return {key for key, field in names.items() if field is not None}
+
+
+def _mend_tokenizer(file: Path, header: Header, tokenizer: Any) -> None:
+    """Let a tokenizer cut texts, and put BOS in front, as the file says; transformers' reader does not heed that.
+
+    Raises:
+        UserError: The file names a way of cutting that is not known here.
+    """
+    from tokenizers import Regex, pre_tokenizers
+    from tokenizers.processors import TemplateProcessing
+
+    kind, cut = (header.values.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
+    backend = tokenizer.backend_tokenizer
+    if kind == "gpt2":
+        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=_CUTS.get(str(cut)) is None)
+        if cut in _SINGLE_DIGITS:
+            before: list[Any] = [pre_tokenizers.Digits(individual_digits=True)]
+        elif cut not in _CUTS:
+            raise UserError(f"{file} cuts texts in a way that is not known here: tokenizer.ggml.pre = {cut}", _OTHER)
+        else:
+            before = [pre_tokenizers.Split(Regex(str(_CUTS[cut])), "isolated")] if _CUTS[cut] else []
+        backend.pre_tokenizer = pre_tokenizers.Sequence([*before, byte_level])
+        backend.model.ignore_merges = cut in _LLAMA3_CUTS
+    adds_bos = header.values.get("tokenizer.ggml.add_bos_token", kind == "llama" or cut in _LLAMA3_CUTS)
+    bos = f"{tokenizer.bos_token} " if adds_bos and tokenizer.bos_token else ""
+    special = [(tokenizer.bos_token, tokenizer.bos_token_id)] if bos else []
+    backend.post_processor = TemplateProcessing(single=f"{bos}$A", special_tokens=special)
 
 
 def _tensors_read(model: Any, architecture: str) -> set[str]:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3ForCausalLM, GgufConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from adapters.text import load_tokenizer
 from adapters.torch_backend import load_torch
 from harness.errors import UserError
 from harness.models.gguf import _configuration, convert_gguf
@@ -150,7 +151,12 @@ def test_an_incomplete_file_is_refused(tiny: Path, tmp_path: Path, share: float)
 
 
 def write_library_gguf(
-    file: Path, model_dir: Path, architecture: str, values: dict[str, Any] | None = None, factor: float | None = None
+    file: Path,
+    model_dir: Path,
+    architecture: str,
+    values: dict[str, Any] | None = None,
+    factor: float | None = None,
+    cut: str = "qwen2",
 ) -> Path:
     """Write a model of another architecture in float32, with a byte-level or a SentencePiece-like tokenizer.
 
@@ -160,6 +166,7 @@ def write_library_gguf(
         architecture: Its name in GGUF.
         values: Settings to write beside the usual ones, without the architecture's name.
         factor: Of Llama 3's scaling of positions.
+        cut: llama.cpp's name for how the byte-level tokenizer cuts texts.
     """
     model: Any = AutoModelForCausalLM.from_pretrained(model_dir)
     config = model.config
@@ -182,6 +189,7 @@ def write_library_gguf(
         writer.add_tokenizer_model("gpt2")
         tokens[-1] = "th"  # a merge is needed, and the small tokenizer has none of two letters
         writer.add_token_merges(["t h"])
+        writer.add_tokenizer_pre(cut)
     else:
         writer.add_tokenizer_model("llama")
         writer.add_token_scores([-float(number) for number in range(len(tokens))])
@@ -268,6 +276,34 @@ def test_settings_that_would_be_ignored_are_refused(tmp_path: Path, values: dict
     source = make_tiny_model("qwen3", tmp_path / "source")
     with pytest.raises(UserError, match=words):
         convert_gguf(write_library_gguf(tmp_path / "model.gguf", source, "qwen3", values), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("cut", "pieces"),
+    [
+        ("gpt-2", ["n", "Ġ12", ".", "Ċ", "Ċ", "x"]),
+        ("qwen2", ["n", "Ġ", "1", "2", ".ĊĊ", "x"]),
+        ("llama-bpe", ["n", "Ġ", "12", ".ĊĊ", "x"]),
+        ("smollm", ["n", "Ġ", "1", "2", ".", "Ċ", "Ċ", "x"]),
+    ],
+)
+def test_texts_are_cut_as_the_file_says(tmp_path: Path, cut: str, pieces: list[str]) -> None:
+    """The pieces are those of llama.cpp's src/llama-vocab.cpp; transformers' reader takes Qwen's for this model."""
+    source = make_tiny_model("qwen3", tmp_path / "source")
+    target = tmp_path / "target"
+    target.mkdir()
+    convert_gguf(write_library_gguf(tmp_path / "model.gguf", source, "qwen3", cut=cut), target)
+    backend = load_tokenizer(target)._tokenizer
+    assert [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str("n 12.\n\nx")] == pieces
+    assert backend.encode("n").ids[:1] == (
+        [2] if cut == "llama-bpe" else backend.encode("n", add_special_tokens=False).ids
+    )
+
+
+def test_an_unknown_way_to_cut_texts_is_refused(tmp_path: Path) -> None:
+    source = make_tiny_model("qwen3", tmp_path / "source")
+    with pytest.raises(UserError, match=r"tokenizer\.ggml\.pre = newest"):
+        convert_gguf(write_library_gguf(tmp_path / "model.gguf", source, "qwen3", cut="newest"), tmp_path)
 
 
 def test_an_unknown_scaling_of_positions_is_refused(tmp_path: Path) -> None:
