@@ -29,6 +29,10 @@ NOT_RUN = {
     "lm_eval run --include_path task_configs --tasks rsg --model hf --model_args pretrained=google/gemma-3-1b-it": (
         "minutes; tests/parity/test_against_lm_eval.py runs the task files under plain lm-eval"
     ),
+    "pytest -m device": "tests/integration/test_device.py is what it runs",
+    "rsg-harness doctor --check --model DIR --json check.json": (
+        "slow where MLX has no GPU; tests/integration/test_device.py checks a small model"
+    ),
     "pytest --benchmark": "minutes; tests/integration/test_benchmark_flag.py runs it",
     "pytest --benchmark --benchmark-model embedded --benchmark-backends torch,mlx-q4": (
         "minutes; tests/integration/test_benchmark_flag.py runs it"

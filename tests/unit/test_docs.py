@@ -76,7 +76,10 @@ def _check_other(shown: Shown) -> None:
         for option in (word for word in rest if word.startswith("--")):
             assert f'"{option}"' in script
     elif program == "pytest":
-        for option in rest:
+        if "-m" in rest:
+            markers = tomllib.loads(text_of("pyproject.toml"))["tool"]["pytest"]["ini_options"]["markers"]
+            assert rest[rest.index("-m") + 1] in {marker.split(":")[0] for marker in markers}
+        for option in (word for word in rest if word != "-m"):
             assert not option.startswith("-") or f'"{option}"' in text_of("conftest.py")
     elif program == "lm_eval":
         assert (ROOT / rest[rest.index("--include_path") + 1]).is_dir()
