@@ -6,6 +6,7 @@ numpy arrays, plain numbers and dataclasses cross it, never tensors. Adapters im
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,7 +48,8 @@ class OutOfMemory(Exception):
 def library_errors(message: str, hint: str = "") -> Iterator[None]:
     """Turn whatever a library raises in the block, for input that it cannot use, into an error of one line.
 
-    The block holds one call of a library and none of our own code, whose faults keep their traceback.
+    The block holds one call of a library and none of our own code, whose faults keep their traceback. A full disk is
+    left to whoever writes.
 
     Args:
         message: What could not be done; the first line of the library's message follows.
@@ -58,6 +60,8 @@ def library_errors(message: str, hint: str = "") -> Iterator[None]:
     except (UserError, OutOfMemory):
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
         raise UserError(f"{message}: {first_line(error)}", hint) from error
 
 

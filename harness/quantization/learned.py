@@ -22,11 +22,14 @@ from mlx import nn
 from mlx_lm.quant import awq, dwq
 from mlx_lm.utils import load, quantize_model, save
 
+from adapters.base import library_errors
 from harness.errors import UserError
 
 # mlx-lm's own settings.
 _DWQ_BATCH, _DWQ_RATE, _DWQ_VALIDATION = 4, 1e-6, 32
 _AWQ_GRID = 20
+_AWQ_LONGEST = 512  # tokens a row, where no window is shorter
+_OTHER_METHOD = "use --method plain or sensitivity"
 # Approximate cost in forward passes over all tokens. DWQ: the teacher's, and the student's with its backward pass.
 # AWQ: for each scale that it tries in three places of a layer, a part of the layer.
 _FORWARDS = {"dwq": 4.0, "awq": 1.5 * _AWQ_GRID}
@@ -60,6 +63,8 @@ def learn(method: str, source: Path, target: Path, calibration: Calibration) -> 
     loaded: Any = load(str(source), return_config=True)
     model, tokenizer, config = loaded
     model.set_dtype(mx.bfloat16)
+    if method == "awq":
+        _check_awq(config)
     tokens = sum(map(len, calibration.sequences))
     if not has_gpu():
         seconds = _FORWARDS[method] * tokens * _seconds_a_token(model, calibration.sequences)
@@ -92,35 +97,48 @@ def _learn_dwq(model: nn.Module, config: dict[str, Any], calibration: Calibratio
     validation = sequences[::every][:held_out]
     train = [sequence for number, sequence in enumerate(sequences) if number % every or number >= every * held_out]
     student, config = quantize_model(copy.deepcopy(model), config, calibration.group_size, calibration.bits)
-    dwq.dwq_quantize(
-        student,
-        lambda batch, number, split: model(batch),
-        mlx.optimizers.Adam(learning_rate=_DWQ_RATE, bias_correction=True),
-        train,
-        validation,
-        batch_size=_DWQ_BATCH,
-        max_seq_length=1 + max(map(len, calibration.sequences)),
-        seed=0,
-    )
+    with library_errors("mlx-lm's DWQ cannot quantise this model", _OTHER_METHOD):
+        dwq.dwq_quantize(
+            student,
+            lambda batch, number, split: model(batch),
+            mlx.optimizers.Adam(learning_rate=_DWQ_RATE, bias_correction=True),
+            train,
+            validation,
+            batch_size=_DWQ_BATCH,
+            max_seq_length=1 + max(map(len, calibration.sequences)),
+            seed=0,
+        )
     return student, config
+
+
+def _check_awq(config: dict[str, Any]) -> None:
+    """Refuse a model whose parts mlx-lm's AWQ does not know."""
+    known = sorted(name for name, parts in awq.AWQ_MODEL_CONFIGS.items() if parts.lm_key is None)
+    if config["model_type"] not in known:
+        raise UserError(
+            f"mlx-lm's AWQ takes no {config['model_type']} models", f"{_OTHER_METHOD}; it takes {', '.join(known)}"
+        )
 
 
 def _learn_awq(model: nn.Module, config: dict[str, Any], calibration: Calibration) -> dict[str, Any]:
     """Scale, clip and quantise the model in place; return its configuration."""
-    inputs = _rows(calibration.sequences, model.args.sliding_window)
-    embedding = _ScaledEmbedding(model.model.embed_tokens, model.args.hidden_size)
-    model.model.embed_tokens = embedding
-    awq.awq_quantize(
-        model,
-        inputs,
-        awq.AWQ_MODEL_CONFIGS[config["model_type"]],
-        group_size=calibration.group_size,
-        bits=calibration.bits,
-        embed_group_size=calibration.group_size,
-        embed_bits=calibration.bits,
-        n_grid=_AWQ_GRID,
-    )
-    model.model.embed_tokens = model.model.embed_tokens.inner
+    inputs = _rows(calibration.sequences, getattr(model.args, "sliding_window", None) or _AWQ_LONGEST)
+    scales_embeddings = config["model_type"].startswith("gemma")
+    if scales_embeddings:
+        model.model.embed_tokens = _ScaledEmbedding(model.model.embed_tokens, model.args.hidden_size)
+    with library_errors("mlx-lm's AWQ cannot quantise this model", _OTHER_METHOD):
+        awq.awq_quantize(
+            model,
+            inputs,
+            awq.AWQ_MODEL_CONFIGS[config["model_type"]],
+            group_size=calibration.group_size,
+            bits=calibration.bits,
+            embed_group_size=calibration.group_size,
+            embed_bits=calibration.bits,
+            n_grid=_AWQ_GRID,
+        )
+    if scales_embeddings:
+        model.model.embed_tokens = model.model.embed_tokens.inner
     config = awq.update_config(model, config)
     # mlx-lm leaves these at 4 and 64, whatever the matrices have.
     config["quantization"] |= {"bits": calibration.bits, "group_size": calibration.group_size}
@@ -156,9 +174,10 @@ def _rows(sequences: Sequence[Sequence[int]], window: int) -> mx.array:
 def _seconds_a_token(model: nn.Module, sequences: Sequence[Sequence[int]]) -> float:
     """Return the time of a forward pass for each token: that of the second pass, since the first reads the weights."""
     row = mx.array([max(sequences, key=len)[:_TIMED_TOKENS]])
-    mx.eval(model(row))
-    started = time.monotonic()
-    mx.eval(model(row))
+    with library_errors("MLX cannot compute this model in bfloat16 here", _OTHER_METHOD):
+        mx.eval(model(row))
+        started = time.monotonic()
+        mx.eval(model(row))
     return (time.monotonic() - started) / row.size
 
 

@@ -86,7 +86,7 @@ def test_damaged_and_missing_weights(rsg_harness: Command, tiny_model: Path, tmp
     damaged = shutil.copytree(tiny_model, tmp_path / "damaged")
     weights = (damaged / "model.safetensors").read_bytes()
     (damaged / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-    refused(rsg_harness("run", "--model", damaged, "--tasks", "terra"), "cannot read the weights")
+    refused(rsg_harness("run", "--model", damaged, "--tasks", "terra"), "damaged or incomplete")
     tensors = load_file(tiny_model / "model.safetensors")
     tensors.pop("model.layers.3.mlp.up_proj.weight")
     save_file(tensors, damaged / "model.safetensors", {"format": "pt"})

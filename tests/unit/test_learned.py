@@ -15,6 +15,7 @@ from harness.errors import UserError
 from harness.quantization import learned
 from harness.quantization.learned import Calibration, learn
 from tests.tiny_gemma import VOCABULARY_SIZE, make_tiny_gemma
+from tests.tiny_models import make_tiny_model
 
 BITS, GROUP_SIZE = 3, 32
 
@@ -105,3 +106,30 @@ def test_hours_without_a_gpu_are_refused(model: Path, tmp_path: Path, monkeypatc
 def test_dwq_needs_texts_to_learn_from_and_others_to_check_with(model: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="16 texts or more"):
         learn("dwq", model, tmp_path / "dwq", Calibration(texts(seed=0, count=15), BITS, GROUP_SIZE))
+
+
+def test_awq_of_a_model_without_windows_or_scaled_embeddings(tmp_path: Path) -> None:
+    from mlx_lm import load
+
+    model = make_tiny_model("qwen3", tmp_path / "qwen3", num_hidden_layers=2)
+    (model / "config.json").write_text(json.dumps(mlx_config(read_config(model))))
+    learn("awq", model, tmp_path / "awq", Calibration(texts(seed=0), BITS, GROUP_SIZE))
+    whole, _ = load(str(model))
+    better, _ = load(str(tmp_path / "awq"))
+    assert divergence(whole, better) < divergence(whole, plainly_quantised(model))
+
+
+@pytest.mark.parametrize(
+    ("method", "architecture", "words"),
+    [
+        ("awq", "gemma2", "takes no gemma2 models"),
+        pytest.param(
+            "dwq", "mixtral", "in bfloat16 here", marks=pytest.mark.skipif(learned.has_gpu(), reason="there is a GPU")
+        ),
+    ],
+)
+def test_what_mlx_lm_cannot_learn_is_said_in_a_line(method: str, architecture: str, words: str, tmp_path: Path) -> None:
+    model = make_tiny_model(architecture, tmp_path / architecture)
+    (model / "config.json").write_text(json.dumps(mlx_config(read_config(model))))
+    with pytest.raises(UserError, match=words):
+        learn(method, model, tmp_path / "out", Calibration(texts(seed=0), BITS, GROUP_SIZE))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,7 @@ def test_a_model_that_mlx_would_compute_wrongly_is_refused(change):
     ],
 )
 def test_impossible_quantisations_are_refused_in_one_line(settings, message):
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises((UserError, OSError), match=message) as caught:
         check_quantization(PLAIN, *settings)
     assert "\n" not in str(caught.value)
 
@@ -185,16 +186,23 @@ def test_another_fingerprint_or_dtype_is_another_conversion(tiny, tmp_path):
     assert len(places) == 3
 
 
-def test_a_failed_conversion_leaves_nothing_behind(tiny, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RuntimeError("no such layer"), "mlx-lm cannot quantise .*no such layer"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left"),
+    ],
+)
+def test_a_failed_conversion_leaves_nothing_behind(tiny, tmp_path, monkeypatch, error, message):
     mlx_lm = pytest.importorskip("mlx_lm")
 
     def fail(source: str, target: str, **_: Any) -> None:
         Path(target).mkdir()
         (Path(target) / "config.json").write_text("{}")
-        raise RuntimeError("the disk is full")
+        raise error
 
     monkeypatch.setattr(mlx_lm, "convert", fail)
-    with pytest.raises(RuntimeError, match="disk is full"):
+    with pytest.raises((UserError, OSError), match=message):
         convert(tiny, tmp_path)
     assert not list((tmp_path / "mlx").iterdir())
 
