@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from adapters.architecture import read_architecture
-from adapters.base import Backend, BackendKind, CachedDirectory, LoadRequest, Sampling
+from adapters.base import Backend, BackendKind, CachedDirectory, LoadRequest, OutOfMemory, Sampling
 from adapters.registry import BACKENDS, DTYPES
 from harness.device_check.random_models import ARCHITECTURES, make_random_model
 from harness.errors import UserError
@@ -55,6 +55,7 @@ class CheckedBackend:
         gradient: Distance of one step's gradients, as a share of their length; None where nothing is trained.
         tokens_per_second: Of prompt.
         problem: What is wrong; "" where all is right.
+        not_run: Why this model is not for this backend; the numbers are None then.
     """
 
     model: str
@@ -62,13 +63,14 @@ class CheckedBackend:
     execution: str
     device: str
     dtype: str
-    logprobs: float = float("nan")
-    prefix: float = float("nan")
-    batch: float = float("nan")
-    same_text: float = float("nan")
+    logprobs: float | None = None
+    prefix: float | None = None
+    batch: float | None = None
+    same_text: float | None = None
     gradient: float | None = None
-    tokens_per_second: float = float("nan")
+    tokens_per_second: float | None = None
     problem: str = ""
+    not_run: str = ""
 
 
 def check_devices(model: str | None = None) -> list[CheckedBackend]:
@@ -119,12 +121,20 @@ def _check_kind(model: str, kind: BackendKind, request: LoadRequest) -> Iterator
     for dtype in DTYPES:
         if dtype == "auto" or (dtype == "float16" and overflows) or dtype not in kind.family.dtypes(kind):
             continue
+        unchecked = CheckedBackend(model, kind.name, request.execution, "", dtype)
         try:
             backend = kind.family.load(kind, dataclasses.replace(request, dtype=dtype))
             reference = reference or kind.family.reference(kind, request)
+        except UserError as error:  # such as weights of other bits
+            if model in ARCHITECTURES:
+                yield dataclasses.replace(unchecked, problem=error.message)
+            else:
+                yield dataclasses.replace(unchecked, not_run=error.message)
+            continue
+        try:
             yield _check(model, backend, reference, request.model_dir)
-        except UserError as error:
-            yield CheckedBackend(model, kind.name, request.execution, "", dtype, problem=error.message)
+        except (UserError, OutOfMemory) as error:
+            yield dataclasses.replace(unchecked, device=backend.info.device, problem=str(error) or "out of memory")
 
 
 def _check(model: str, backend: Backend, reference: Backend, model_dir: Path) -> CheckedBackend:
@@ -141,7 +151,7 @@ def _check(model: str, backend: Backend, reference: Backend, model_dir: Path) ->
         device=info.device,
         dtype=info.dtype,
         logprobs=_difference(backend, [tokens], [expected]),
-        prefix=_prefix_difference(backend, tokens, expected) if backend.shares_prefixes else 0.0,
+        prefix=_prefix_difference(backend, tokens, expected) if backend.shares_prefixes else None,
         batch=_difference(backend, [tokens, tokens[: length // 3], tokens[: length // 2]], [expected] * 3),
         same_text=_same_text(backend, reference),
         gradient=_gradient(model_dir, info.device, info.dtype) if trains else None,
@@ -203,9 +213,9 @@ def _problem(result: CheckedBackend) -> str:
     tolerance = TOLERANCES[result.dtype]
     for name in ("logprobs", "prefix", "batch"):
         value = getattr(result, name)
-        if not value <= tolerance:  # NaN is wrong too
+        if value is not None and not value <= tolerance:  # NaN is wrong too
             return f"{name} off by {value:.3g} nats"
-    if result.same_text < _LEAST_SAME_TEXT[result.dtype]:
+    if result.same_text is not None and result.same_text < _LEAST_SAME_TEXT[result.dtype]:
         return f"only the first {result.same_text:.0%} of a generated text are right"
     if result.gradient is not None and not result.gradient <= _GRADIENT_TOLERANCES[result.dtype]:
         return f"gradients off by {result.gradient:.1%}"
@@ -222,17 +232,21 @@ def checks_table(results: list[CheckedBackend]) -> str:
             result.backend,
             result.device,
             result.dtype,
-            *(f"{value:.1e}" for value in (result.logprobs, result.prefix, result.batch)),
-            f"{result.same_text:.0%}",
-            "" if result.gradient is None else f"{result.gradient:.1%}",
-            f"{result.tokens_per_second:,.0f}",
-            result.problem or "right",
+            *(_shown(value, ".1e") for value in (result.logprobs, result.prefix, result.batch)),
+            _shown(result.same_text, ".0%"),
+            _shown(result.gradient, ".1%"),
+            _shown(result.tokens_per_second, ",.0f"),
+            result.problem or (f"not run: {result.not_run}" if result.not_run else "right"),
         ]
         for result in results
     ]
     headers = ["model", "backend", "device", "type", "log-probs", "prefix", "batch", "text", "gradient", "tok/s", ""]
     aligned = ("left",) * 4 + ("right",) * 6 + ("left",)
     return tabulate(rows, headers=headers, disable_numparse=True, colalign=aligned)
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
 
 
 def write_checks(path: Path, results: list[CheckedBackend]) -> None:
