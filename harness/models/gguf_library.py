@@ -29,16 +29,12 @@ _FIELDS = {
     "embedding_scale": "embedding_multiplier",
     "residual_scale": "residual_multiplier",
 }
-# Settings that change no number, or repeat what tensors and other settings say.
+# Settings that change no number, or repeat the shapes of tensors.
 _NEUTRAL = (
-    "attention.causal",
-    "attention.layer_norm_epsilon",
-    "attention.layer_norm_rms_epsilon",
     "expert_feed_forward_length",
     "expert_shared_feed_forward_length",
     "rope.scaling.finetuned",
     "tensor_data_layout",
-    "use_parallel_residual",
     "vocab_size",
 )
 # How a byte-level tokenizer cuts a text before it joins bytes, by llama.cpp's name for it (src/llama-vocab.cpp): the
@@ -106,13 +102,12 @@ def _take_over(file: Path, header: Header, architecture: str, config: Any) -> No
     prefix = f"{architecture}."
     found = {key.removeprefix(prefix): value for key, value in header.values.items() if key.startswith(prefix)}
     read = _read_by_transformers(architecture)
-    repeated = {"attention.value_length": found.get("attention.key_length"), "rope.dimension_count": _rotated(config)}
     scaling = {key: found.pop(key) for key in sorted(found) if key.startswith("rope.scaling.") and key not in _NEUTRAL}
     for key, value in found.items():
-        if key in _FIELDS:
-            if value:  # 0: not so
-                setattr(config, _FIELDS[key], value)
-        elif not (key in read or key in _NEUTRAL or (key in repeated and value == repeated[key])):
+        field = _FIELDS.get(key)
+        if field and hasattr(config, field):
+            setattr(config, field, value or getattr(config, field))  # 0: not set
+        elif not (key in read or key in _NEUTRAL or _says_the_same(key, value, config)):
             raise UserError(f"{file} has a setting that transformers would ignore: {prefix}{key} = {value}", _OTHER)
     if architecture == "gemma2":
         config.query_pre_attn_scalar = gemma_query_scalar(config.to_dict())
@@ -165,11 +160,30 @@ def _tensors_read(model: Any, architecture: str) -> set[str]:
         return set(get_gguf_hf_weights_map(model, processor))
 
 
+def _says_the_same(key: str, value: Any, config: Any) -> bool:
+    """Return whether a setting is what the configuration has anyway, given or by default."""
+    if key in ("attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon"):
+        names = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon")
+        there = next((getattr(config, name) for name in names if hasattr(config, name)), None)
+        return there is not None and math.isclose(value, there, rel_tol=1e-5)
+    same = {
+        "attention.causal": True,
+        "attention.key_length": _head_size(config),
+        "attention.value_length": _head_size(config),
+        "rope.dimension_count": _rotated(config),
+        "use_parallel_residual": getattr(config, "use_parallel_residual", False),
+    }
+    return key in same and value == same[key]
+
+
+def _head_size(config: Any) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
 def _rotated(config: Any) -> int:
     """Return how many values of a head are rotated by the position."""
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     share = (getattr(config, "rope_parameters", None) or {}).get("partial_rotary_factor", 1.0)
-    return int(head * share)
+    return int(_head_size(config) * share)
 
 
 def _scale_positions(file: Path, header: Header, scaling: dict[str, Any], config: Any) -> None:

@@ -157,6 +157,7 @@ def write_library_gguf(
     values: dict[str, Any] | None = None,
     factor: float | None = None,
     cut: str = "qwen2",
+    extra: dict[str, np.ndarray] | None = None,
 ) -> Path:
     """Write a model of another architecture in float32, with a byte-level or a SentencePiece-like tokenizer.
 
@@ -167,6 +168,7 @@ def write_library_gguf(
         values: Settings to write beside the usual ones, without the architecture's name.
         factor: Of Llama 3's scaling of positions.
         cut: llama.cpp's name for how the byte-level tokenizer cuts texts.
+        extra: Further tensors.
     """
     model: Any = AutoModelForCausalLM.from_pretrained(model_dir)
     config = model.config
@@ -217,6 +219,8 @@ def write_library_gguf(
             heads = config.num_attention_heads if module.endswith("q_proj") else config.num_key_value_heads
             values_of = values_of.reshape(heads, 2, -1, values_of.shape[1]).swapaxes(1, 2).reshape(values_of.shape)
         writer.add_tensor(f"{names.get_name(module)}.{suffix}", np.ascontiguousarray(values_of))
+    for name, value in (extra or {}).items():
+        writer.add_tensor(name, value.astype(np.float32))
     if factor is not None:
         rope = {"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
         rope |= {"original_max_position_embeddings": 8192}
@@ -270,6 +274,9 @@ def test_other_architectures_give_the_log_probabilities_of_their_source(
     [
         ({"rope.scaling.type": "yarn"}, "scales its positions by yarn"),
         ({"attention.temperature": 2.0}, "qwen3.attention.temperature = 2.0"),
+        ({"logit_scale": 2.0}, "qwen3.logit_scale = 2.0"),  # which Qwen's class does not know
+        ({"rope.dimension_count": 8}, "qwen3.rope.dimension_count = 8"),
+        ({"attention.layer_norm_epsilon": 0.5}, "layer_norm_epsilon = 0.5"),
     ],
 )
 def test_settings_that_would_be_ignored_are_refused(tmp_path: Path, values: dict[str, Any], words: str) -> None:
@@ -319,9 +326,16 @@ def test_an_unknown_scaling_of_positions_is_refused(tmp_path: Path) -> None:
         convert_gguf(file, tmp_path)
 
 
-def test_tensors_that_would_be_left_out_are_refused(tiny: Path, tmp_path: Path) -> None:
-    file = write_gguf(tmp_path / "llama.gguf", tiny, architecture="llama")  # with norms that only Gemma has
-    with pytest.raises(UserError, match=r"would leave out, blk\.0\.attn_k_norm\.weight among them"):
+def test_tensors_that_would_be_left_out_are_refused(tmp_path: Path) -> None:
+    source = make_tiny_model("llama", tmp_path / "source")
+    file = write_library_gguf(tmp_path / "model.gguf", source, "llama", extra={"blk.0.attn_q.bias": np.ones(64)})
+    with pytest.raises(UserError, match=r"would leave out, blk\.0\.attn_q\.bias among them"):
+        convert_gguf(file, tmp_path)
+
+
+def test_windows_that_the_class_does_not_know_are_refused(tiny: Path, tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "llama.gguf", tiny, architecture="llama")
+    with pytest.raises(UserError, match=r"would ignore: llama\.attention\.sliding_window = 16"):
         convert_gguf(file, tmp_path)
 
 
