@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Sequence
@@ -24,8 +25,10 @@ from harness.models.resolve import embedded_version, find_model, provide
 from harness.quiet import quiet_libraries
 from harness.tasks import RUSSIAN_SUPERGLUE
 from harness.tasks.prompts import GROUPS, TASK_DIR
+from tests.byte_level import LLAMA3, QWEN, byte_level_tokenizer
+from tests.russian_tokenizer import mini_texts
 from tests.tiny_gemma import make_tiny_gemma
-from tests.tiny_models import ARCHITECTURES, make_tiny_model
+from tests.tiny_models import ARCHITECTURES, make_tiny_gemma_with_vision, make_tiny_model
 
 TOLERANCE = 1e-3  # natural logarithms, float32
 DOCUMENTS = 4  # of a task: answers of MuSeRC, queries of RuCoS
@@ -146,12 +149,30 @@ def test_a_tiny_model_writes_the_texts_of_lm_eval_on_all_nine_tasks(tiny_ours, t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "gemma3 with pictures"])
 def test_other_architectures_give_the_log_probabilities_of_lm_eval_on_all_nine_tasks(architecture, tmp_path):
-    directory = str(make_tiny_model(architecture, tmp_path / architecture))
+    make = functools.partial(make_tiny_model, architecture) if architecture in ARCHITECTURES else None
+    directory = str((make or make_tiny_gemma_with_vision)(tmp_path / "model"))
     opened = open_model(ModelOptions(model=directory, backend="torch-cpu", dtype="float32"))
     with quiet_libraries():
         plain = HFLM(directory, tokenizer=opened.tokenizer, dtype="float32", device="cpu", batch_size=4)
+    names = [f"rsg_{task}" for task in RUSSIAN_SUPERGLUE]
+    ours = answered(PlannedModel(opened, batch_tokens=1024), names, 0, "mini", limit=DOCUMENTS)
+    theirs = answered(plain, names, 0, "mini", limit=DOCUMENTS)
+    assert largest_difference(ours, theirs) < TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("architecture", "pattern"), [("qwen3", QWEN), ("llama", LLAMA3), ("gpt2", None)])
+def test_byte_level_tokenizers_without_bos_give_the_log_probabilities_of_lm_eval(architecture, pattern, tmp_path):
+    tokenizer = byte_level_tokenizer(pattern, mini_texts())
+    model_dir = make_tiny_model(architecture, tmp_path / architecture, vocab_size=len(tokenizer))
+    for file in model_dir.glob("*token*"):
+        file.unlink()
+    tokenizer.save_pretrained(model_dir)
+    opened = open_model(ModelOptions(model=str(model_dir), backend="torch-cpu", dtype="float32"))
+    with quiet_libraries():
+        plain = HFLM(str(model_dir), tokenizer=opened.tokenizer, dtype="float32", device="cpu", batch_size=4)
     names = [f"rsg_{task}" for task in RUSSIAN_SUPERGLUE]
     ours = answered(PlannedModel(opened, batch_tokens=1024), names, 0, "mini", limit=DOCUMENTS)
     theirs = answered(plain, names, 0, "mini", limit=DOCUMENTS)

@@ -9,15 +9,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
-from tokenizers.models import BPE
+from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
-from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
 from adapters.text import load_tokenizer
 from harness.errors import UserError
 from harness.scoring.encoding import TextEncoder, cut_prompt, encode_pairs, line_pattern
+from tests.byte_level import LLAMA3, QWEN, byte_level_tokenizer
 from tests.tiny_gemma import make_tiny_gemma
 
 
@@ -190,21 +189,7 @@ def test_a_tokenizer_parsed_once_is_the_one_that_transformers_loads(
         assert saved.read_bytes() == (tmp_path / "found" / saved.name).read_bytes()
 
 
-QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-LLAMA3 = QWEN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 CHARACTERS = "abё1?.,' \n\n\n\r\t\u00a0\u2028\u0301\x1c\x85"
-
-
-def byte_level_tokenizer(pattern: str | None, texts: list[str]) -> PreTrainedTokenizerFast:
-    """Train a byte-level tokenizer that joins whatever its pre-tokenizer lets it join; None: GPT-2's pattern."""
-    tokenizer = Tokenizer(BPE())
-    last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None)
-    split = [] if pattern is None else [pre_tokenizers.Split(Regex(pattern), "isolated")]
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*split, last])
-    tokenizer.normalizer = None if pattern is None else normalizers.NFC()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(texts, BpeTrainer(vocab_size=1200, min_frequency=1, initial_alphabet=alphabet))
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
 
 
 @pytest.mark.parametrize("pattern", [QWEN, LLAMA3, None])
