@@ -156,10 +156,7 @@ class TorchBackend(Backend):
 
     @torch.inference_mode()
     def library_logprobs(self, tokens: Sequence[int]) -> np.ndarray:
-        ids = torch.tensor([list(tokens)], device=self.model.device)
-        with library_attention(self.model.config):
-            logits = self.model(input_ids=ids, use_cache=False).logits[0, :-1].float()
-        return torch.log_softmax(logits, dim=-1).gather(1, ids[0, 1:, None])[:, 0].double().cpu().numpy()
+        return plain_logprobs(self.model, tokens).double().cpu().numpy()
 
     @torch.inference_mode()
     def generate(
@@ -268,6 +265,14 @@ def _vocabulary_pass(
         total = total * torch.exp(best - new_best) + torch.exp(logits.sub_(new_best[:, None])).sum(dim=1)
         best = new_best
     return best + torch.log(total), best, logits_wanted
+
+
+def plain_logprobs(model: Any, tokens: Sequence[int]) -> torch.Tensor:
+    """Return the log-probabilities of all tokens but the first by transformers' own pass, float32 [tokens - 1]."""
+    ids = torch.tensor([list(tokens)], device=model.device)
+    with library_attention(model.config):
+        logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
+    return torch.log_softmax(logits, dim=-1).gather(1, ids[0, 1:, None])[:, 0]
 
 
 def apply_rule(output: torch.Tensor, rule: Logits) -> torch.Tensor:

@@ -38,11 +38,11 @@ def call(arguments: dict[str, Any]) -> None:
     print(checks_table(results))
     if "json" in arguments:
         write_checks(arguments["json"], results)
-    wrong = [result for result in results if result.problem]
+    run = [result for result in results if not result.not_run]
+    wrong = [result for result in run if result.problem]
     if wrong:
         raise UserError(
-            f"{len(wrong)} of {len(results)} checks failed, the first on {wrong[0].backend}: {wrong[0].problem}",
+            f"{len(wrong)} of {len(run)} checks failed, the first on {wrong[0].backend}: {wrong[0].problem}",
             "do not trust these backends on this machine; please report it, with the file of --json",
         )
-    run = [result for result in results if not result.not_run]
     print(f"All {len(run)} checks passed.")

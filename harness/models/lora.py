@@ -17,6 +17,7 @@ from typing import Any
 from adapters.base import library_errors
 from adapters.mlx_weights import TOKENIZER_FILES
 from harness.errors import UserError
+from harness.files import remembered_hash
 
 CONFIG = "adapter_config.json"
 _PEFT_WEIGHTS, _MLX_WEIGHTS = "adapter_model.safetensors", "adapters.safetensors"
@@ -51,7 +52,7 @@ def adapter_base(directory: Path) -> str:
 def adapter_fingerprint(directory: Path) -> str:
     """Return the SHA-256 over an adapter's configuration and matrices."""
     digest = hashlib.sha256((directory / CONFIG).read_bytes())
-    digest.update(_weights_file(directory).read_bytes())
+    digest.update(remembered_hash(_weights_file(directory)).encode())
     return digest.hexdigest()
 
 
@@ -131,9 +132,7 @@ def _merge_mlx(model: Any, directory: Path) -> None:
         module = modules.get(name)
         first, second = (tensors.get(f"{name}.{part}") for part in ("lora_a", "lora_b"))
         if first is None or second is None or module is None or first.ndim != 2:
-            raise UserError(
-                f"the model has no place for {name} of {directory}", "run `mlx_lm.fuse`, and name its result"
-            )
+            raise UserError(f"the model has no place for {name} of {directory}", _FUSE)
         change = scale * first.float() @ second.float()
         with torch.no_grad():
             # A linear layer's matrix is stored transposed, an embedding's is not.
@@ -143,9 +142,7 @@ def _merge_mlx(model: Any, directory: Path) -> None:
 def _replace(model: Any, tensors: Mapping[str, Any], directory: Path) -> None:
     unknown = model.load_state_dict(tensors, strict=False).unexpected_keys
     if unknown:
-        raise UserError(
-            f"the model has no place for {unknown[0]} of {directory}", "run `mlx_lm.fuse`, and name its result"
-        )
+        raise UserError(f"the model has no place for {unknown[0]} of {directory}", _FUSE)
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from adapters.base import library_errors
-from adapters.torch_attention import library_attention
+from adapters.torch_backend import plain_logprobs
 from harness.errors import UserError
 from harness.models.check import CHOICES, CONTEXT, TOLERANCES
-from harness.scoring.encoding import ScoredSequence, TextEncoder, encode_pairs
+from harness.scoring.encoding import TextEncoder, encode_pairs
 from harness.scoring.packing import pack
 from harness.training.model import MultitaskModel, make_inputs
 
@@ -36,7 +36,9 @@ def check_packing(model: MultitaskModel, encoder: TextEncoder, dtype: torch.dtyp
         with library_errors("this model cannot be trained on packed questions", "please report the model's name"):
             states = model.read_states(inputs, model.lower(inputs))
         packed = model.log_probabilities(states, inputs)
-        plain = torch.cat([_plain(model, sequence, device) for sequence in sequences])
+        plain = torch.cat(
+            [plain_logprobs(model.language_model, one.tokens)[one.continuation_start - 1 :] for one in sequences]
+        )
     difference = float((packed - plain).abs().max())
     if not difference <= TOLERANCES[str(dtype).removeprefix("torch.")]:  # NaN is refused too
         raise UserError(
@@ -44,12 +46,3 @@ def check_packing(model: MultitaskModel, encoder: TextEncoder, dtype: torch.dtyp
             "library's own forward pass",
             "set frozen_layers to 0 in the recipe; if that does not help, please report the model's name",
         )
-
-
-def _plain(model: MultitaskModel, sequence: ScoredSequence, device: torch.device) -> torch.Tensor:
-    """Return the log-probabilities of the continuation's tokens by transformers' own attention."""
-    tokens = torch.tensor([sequence.tokens], device=device)
-    with library_attention(model.language_model.get_decoder().config):
-        logits = model.language_model(input_ids=tokens, use_cache=False).logits[0, :-1].float()
-    logprobs = torch.log_softmax(logits, dim=-1).gather(1, tokens[0, 1:, None])[:, 0]
-    return logprobs[sequence.continuation_start - 1 :]

@@ -33,7 +33,6 @@ class SplitDecoder:
 
     def __init__(self, decoder: Any, frozen: int) -> None:
         name, layers = decoder_layers(decoder)
-        self._decoder = decoder
         self._frozen, self._total = frozen, len(layers)
         self._in_tuples = _returns_tuple(decoder, layers[0])
         self._border: torch.Tensor | None = None  # hidden states between the two parts

@@ -48,16 +48,16 @@ def test_the_results_can_be_sent(results: list[CheckedBackend], tmp_path: Path) 
 
 
 def test_a_backend_that_computes_wrong_numbers_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Attention that forgets the window, as a faulty kernel might."""
+    """Attention that is off by one percent, as that of a faulty kernel might be."""
     from adapters import torch_attention
 
     plain = torch_attention.grouped_attention
 
-    def forgetful(*args: object, **options: object) -> object:
+    def inexact(*args: object, **options: object) -> object:
         found = plain(*args, **options)  # type: ignore[arg-type]
         return found[0] * 1.01, None
 
-    monkeypatch.setitem(torch_attention.AttentionInterface._global_mapping, torch_attention.CPU_ATTENTION, forgetful)
+    monkeypatch.setitem(torch_attention.AttentionInterface._global_mapping, torch_attention.CPU_ATTENTION, inexact)
     monkeypatch.setattr(device_check, "ARCHITECTURES", {"llama": device_check.ARCHITECTURES["llama"]})
     monkeypatch.setattr(device_check, "BACKENDS", {"torch-cpu": BACKENDS["torch-cpu"]})
     float32 = next(result for result in check_devices() if result.dtype == "float32")

@@ -27,13 +27,9 @@ from tests.tiny_models import WINDOW, make_tiny_model
 KINDS = {"attn_k": "Q8_0", "attn_q": "Q5_0", "attn_v": "BF16", "ffn_down": "Q4_0", "ffn_gate": "F16", "ffn_up": "Q5_1"}
 
 
-def write_gguf(file: Path, model_dir: Path, *, architecture: str = "gemma3", untied: bool = False) -> Path:
-    """Write a transformers directory as a GGUF file, in the manner of llama.cpp's convert_hf_to_gguf.py."""
-    model: Any = Gemma3ForCausalLM.from_pretrained(model_dir)
-    config = model.config
+def started(file: Path, architecture: str, config: Any) -> gguf.GGUFWriter:
+    """Return a writer with the sizes that every architecture names."""
     writer = gguf.GGUFWriter(file, architecture)
-    writer.add_name("Tiny Gemma")
-    writer.add_tags(["text-generation", "ru"])
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
@@ -42,6 +38,24 @@ def write_gguf(file: Path, model_dir: Path, *, architecture: str = "gemma3", unt
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_key_length(config.head_dim)
+    return writer
+
+
+def finished(writer: gguf.GGUFWriter, file: Path) -> Path:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+def write_gguf(file: Path, model_dir: Path, *, architecture: str = "gemma3", untied: bool = False) -> Path:
+    """Write a transformers directory as a GGUF file, in the manner of llama.cpp's convert_hf_to_gguf.py."""
+    model: Any = Gemma3ForCausalLM.from_pretrained(model_dir)
+    config = model.config
+    writer = started(file, architecture, config)
+    writer.add_name("Tiny Gemma")
+    writer.add_tags(["text-generation", "ru"])
     writer.add_rope_freq_base(1_000_000.0)
     writer.add_sliding_window(config.sliding_window)
     tokens = sorted(make_tiny_tokenizer().get_vocab().items(), key=lambda entry: entry[1])
@@ -62,11 +76,7 @@ def write_gguf(file: Path, model_dir: Path, *, architecture: str = "gemma3", unt
         stored = names.get_name(module)
         kind = gguf.GGMLQuantizationType[KINDS.get(stored.split(".")[-1], "Q8_0") if values.ndim > 1 else "F32"]
         writer.add_tensor(f"{stored}.{suffix}", gguf.quantize(values, kind), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return file
+    return finished(writer, file)
 
 
 @pytest.fixture(scope="module")
@@ -172,15 +182,7 @@ def write_library_gguf(
     """
     model: Any = AutoModelForCausalLM.from_pretrained(model_dir)
     config = model.config
-    writer = gguf.GGUFWriter(file, architecture)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_key_length(config.head_dim)
+    writer = started(file, architecture, config)
     writer.add_value_length(config.head_dim)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     for key, value in (values or {}).items():
@@ -228,11 +230,7 @@ def write_library_gguf(
         scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
         plain = config.rope_parameters["rope_theta"] ** -(torch.arange(0, config.head_dim, 2) / config.head_dim)
         writer.add_tensor("rope_freqs.weight", (plain / scaled).numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return file
+    return finished(writer, file)
 
 
 CAPS = {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0}
