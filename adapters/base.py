@@ -220,6 +220,7 @@ class LoadRequest:
         execution: The library that computes.
         dtype: "auto", "float32", "bfloat16" or "float16": the type of the computation.
         args: Values of --backend-arg, of the family's types.
+        adapter: Directory of a LoRA adapter that is computed beside the quantised weights; None: there is none.
     """
 
     model_dir: Path
@@ -228,6 +229,7 @@ class LoadRequest:
     execution: str
     dtype: str
     args: Mapping[str, Any]
+    adapter: Path | None = None
 
 
 @dataclass(frozen=True)

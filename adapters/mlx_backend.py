@@ -17,6 +17,7 @@ import numpy as np
 
 from adapters.architecture import Architecture, Logits, read_architecture
 from adapters.base import Backend, BackendInfo, OutOfMemory, Prefix, Sampling, UserError, library_errors
+from adapters.low_rank import read_low_rank
 from adapters.mlx_weights import (
     describe_weights,
     mlx_config,
@@ -82,6 +83,7 @@ def load_mlx(
     *,
     dtype: str = "auto",
     stored: str | None = None,
+    adapter: Path | None = None,
     options: dict[str, Any] | None = None,
 ) -> MlxBackend:
     """Load a checkpoint for MLX.
@@ -92,6 +94,7 @@ def load_mlx(
         dtype: Type of the computation: "float32", "bfloat16", "float16" or "auto". "auto" is float32 on a CPU, where
             MLX's 16-bit kernels accumulate in 16 bits; on a GPU it is `stored`, or bfloat16.
         stored: "float16" or "bfloat16": the type to which an unquantised checkpoint's weights are rounded first.
+        adapter: Directory of a LoRA adapter that is computed beside the weights; None: there is none.
         options: Values of --backend-arg, for the record.
 
     Raises:
@@ -113,6 +116,8 @@ def load_mlx(
             model, _ = load_model(model_dir, lazy=True, model_config=config, trust_remote_code=False)
         if stored and quantization_of(config) is None:
             model.set_dtype(getattr(mx, stored))
+        if adapter:
+            _put_beside(model, adapter)
         model.set_dtype(getattr(mx, dtype))
         mx.eval(model.parameters())
     if architecture.is_part:
@@ -122,8 +127,8 @@ def load_mlx(
         execution="mlx",
         device=device,
         dtype=dtype,
-        weights=describe_weights(model_dir, stored or dtype),
-        weights_bytes=stored_bytes(model_dir, stored or dtype),
+        weights=describe_weights(model_dir, stored or dtype, adapter),
+        weights_bytes=stored_bytes(model_dir, stored or dtype, adapter),
         parameters=parameter_count(model_dir),
         context_length=_context_length(model, architecture),
         hidden_size=architecture.config.hidden_size,
@@ -134,6 +139,23 @@ def load_mlx(
     tokenizer = load_tokenizer(model_dir)
     eos = load_config(model_dir).get("eos_token_id")  # that of generation_config.json, if there is one
     return MlxBackend(model, tokenizer, info, end_tokens(tokenizer, eos), architecture)
+
+
+def _put_beside(model: Any, adapter: Path) -> None:
+    """Wrap linear layers in mlx-lm's LoRA layers, with an adapter's matrices."""
+    import mlx.core as mx
+    from mlx.utils import tree_unflatten
+    from mlx_lm.tuner.lora import LoRALinear
+
+    linear = dict(model.named_modules())
+    wrapped = []
+    for name, part in read_low_rank(adapter).items():
+        layer = LoRALinear.from_base(linear[name], r=len(part.down), scale=part.scale)
+        layer.lora_a = mx.array(part.down.float().numpy().T)
+        layer.lora_b = mx.array(part.up.float().numpy().T)
+        wrapped.append((name, layer))
+    model.update_modules(tree_unflatten(wrapped))
+    model.eval()
 
 
 def _context_length(model: Any, architecture: Architecture) -> int:

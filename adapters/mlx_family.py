@@ -45,17 +45,18 @@ class MlxFamily(Family):
         mlx_dir, args = _mlx_directory(kind, request)
         stored = kind.settings.get("stored")
         if request.execution == "torch":
-            return _load_in_torch(kind.name, mlx_dir, request.dtype, stored)
+            return _load_in_torch(kind.name, mlx_dir, request.dtype, stored, adapter=request.adapter)
         from adapters.mlx_backend import load_mlx
 
-        return load_mlx(kind.name, mlx_dir, dtype=request.dtype, stored=stored, options=args)
+        return load_mlx(kind.name, mlx_dir, dtype=request.dtype, stored=stored, adapter=request.adapter, options=args)
 
     def dtypes(self, kind: BackendKind) -> tuple[str, ...]:
         return ("float32", "bfloat16", "float16") if metal_is_there() else ("float32",)
 
     def reference(self, kind: BackendKind, request: LoadRequest) -> Backend:
         mlx_dir, _ = _mlx_directory(kind, request)
-        return _load_in_torch(kind.name, mlx_dir, "float32", kind.settings.get("stored"), device="cpu")
+        stored = kind.settings.get("stored")
+        return _load_in_torch(kind.name, mlx_dir, "float32", stored, device="cpu", adapter=request.adapter)
 
     def findings(self) -> list[Finding]:
         if problem := mlx_problem():
@@ -105,10 +106,13 @@ def _mlx_directory(kind: BackendKind, request: LoadRequest) -> tuple[Path, dict[
     return made, args
 
 
-def _load_in_torch(name: str, mlx_dir: Path, dtype: str, stored: str | None, device: str = "auto") -> Backend:
-    """Load an MLX backend's weights into PyTorch: its quality without its speed."""
+def _load_in_torch(
+    name: str, mlx_dir: Path, dtype: str, stored: str | None, device: str = "auto", adapter: Path | None = None
+) -> Backend:
+    """Load an MLX backend's weights into PyTorch, an adapter added to them: its quality without its speed."""
     import torch
 
+    from adapters.low_rank import read_low_rank
     from adapters.mlx_weights import dequantized_state, describe_weights, stored_bytes
     from adapters.torch_backend import load_torch, pick_device, pick_dtype
 
@@ -117,12 +121,15 @@ def _load_in_torch(name: str, mlx_dir: Path, dtype: str, stored: str | None, dev
     if stored == "float16" and dtype == "auto":
         dtype = "float32"
     computed = "bfloat16" if pick_dtype(dtype, device) is torch.bfloat16 else "float32"
+    state = dict(dequantized_state(mlx_dir, "float32" if adapter else computed, stored=stored))
+    for layer, part in (read_low_rank(adapter) if adapter else {}).items():
+        state[f"{layer}.weight"] += part.scale * part.up.float() @ part.down.float()
     return load_torch(
         name,
         mlx_dir,
         device=device,
         dtype=computed,
-        state=dict(dequantized_state(mlx_dir, computed, stored=stored)),
-        weights=describe_weights(mlx_dir, stored),
-        weights_bytes=stored_bytes(mlx_dir, stored),
+        state=state,
+        weights=describe_weights(mlx_dir, stored, adapter),
+        weights_bytes=stored_bytes(mlx_dir, stored, adapter),
     )

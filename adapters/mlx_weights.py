@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters.base import CachedDirectory, UserError, library_errors
+from adapters.low_rank import describe_low_rank, low_rank_bytes
 from adapters.weight_files import text_headers, weight_files
 
 # What MLX can quantise to: mode -> (bits, group sizes).
@@ -328,8 +329,10 @@ def layer_quantization(
     return layer
 
 
-def describe_weights(model_dir: Path, stored: str | None = None) -> str:
+def describe_weights(model_dir: Path, stored: str | None = None, adapter: Path | None = None) -> str:
     """Say how the weights are stored: "4-bit, group size 64", or `stored` for an unquantised checkpoint."""
+    if adapter:
+        return f"{describe_weights(model_dir, stored)}, {describe_low_rank(adapter)}"
     quantization = quantization_of(read_config(model_dir))
     if quantization is None:
         return stored or read_config(model_dir).get("dtype") or "float32"
@@ -341,12 +344,16 @@ def describe_weights(model_dir: Path, stored: str | None = None) -> str:
     return f"{bits}-bit, group size {quantization['group_size']}{'' if mode == 'affine' else ', ' + mode}"
 
 
-def stored_bytes(model_dir: Path, dtype: str | None = None) -> int:
+def stored_bytes(model_dir: Path, dtype: str | None = None, adapter: Path | None = None) -> int:
     """Return the bytes of all weights as stored, with the scales and biases of the quantisation.
 
     Args:
+        model_dir: Holds config.json and model*.safetensors.
+        adapter: Whose matrices are counted too.
         dtype: Type in which an unquantised checkpoint's parameters are counted; None: as in the file.
     """
+    if adapter:
+        return stored_bytes(model_dir, dtype) + low_rank_bytes(adapter)
     tensors = text_headers(model_dir)
     if dtype and quantization_of(read_config(model_dir)) is None:
         return BYTES_PER_VALUE[dtype] * parameter_count(model_dir)

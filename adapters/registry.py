@@ -62,6 +62,7 @@ def load_backend(
     execution: str = "auto",
     dtype: str = "auto",
     args: dict[str, Any] | None = None,
+    adapter: Path | None = None,
 ) -> Backend:
     """Load a model for a backend.
 
@@ -73,10 +74,11 @@ def load_backend(
         execution: One of `EXECUTIONS`.
         dtype: One of `DTYPES`.
         args: From `parse_backend_args`.
+        adapter: Of a model that was trained for this backend's weights; stays beside them.
 
     Raises:
         UserError: The backend or the model cannot be used on this machine.
     """
     kind = BACKENDS[name]
-    request = LoadRequest(model_dir, fingerprint, cached, pick_execution(kind, execution), dtype, args or {})
+    request = LoadRequest(model_dir, fingerprint, cached, pick_execution(kind, execution), dtype, args or {}, adapter)
     return kind.family.load(kind, request)

@@ -22,7 +22,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--recipe", type=expanded, required=True, metavar="NAME", help="a bundled recipe, or the path of a .yaml file"
     )
     parser.add_argument("--model", type=expanded, metavar="NAME", help="the base model, in place of the recipe's")
+    parser.add_argument(
+        "--weights",
+        metavar="NAME",
+        help="whole, or a backend such as mlx-q4: train an adapter that stays beside the weights as it stores them; "
+        "default: the recipe's",
+    )
     add_data(parser)
+    parser.add_argument(
+        "--start", type=path, metavar="DIR", help="continue from a checkpoint of the same model and kind of layers"
+    )
     parser.add_argument("--output", type=path, metavar="DIR", help="default: results/checkpoints/RECIPE-rsg")
     parser.add_argument("--resume", action="store_true", help="continue the unfinished training to --output")
     parser.add_argument(

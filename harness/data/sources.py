@@ -16,6 +16,7 @@ from harness.errors import UserError, nearest_hint
 from harness.tasks import SPLITS, Document, Task, document_key, get_task
 
 MINI_ROOT = Path(__file__).parent / "mini"
+WRITTEN_ROOT = Path(__file__).parent / "written"
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ def load_split(task: str, split: str, source: str) -> Split:
     Args:
         task: The task's name.
         split: One of `SPLITS`. A test set (LiDiRus) has one split, which "validation" reads too.
-        source: "mini", "hub", "hub:PATH" (a directory in the hub's parquet layout) or the path of an unpacked official
-            archive.
+        source: "mini", "hub", "hub:PATH" (a directory in the hub's parquet layout), the path of an unpacked official
+            archive, or "written" (train documents written for this project).
 
     Raises:
         UserError: An unknown name, or data that are missing or damaged.
@@ -47,7 +48,7 @@ def load_split(task: str, split: str, source: str) -> Split:
         raise UserError(f"no split {split}", nearest_hint(split, SPLITS, "splits"))
     split = found.split(split)
     documents, description = _load(found, split, source)
-    warnings = () if source == "mini" else _size_warnings(found, split, documents)
+    warnings = () if source in ("mini", "written") else _size_warnings(found, split, documents)
     return Split(task, split, description, documents, fingerprint(documents), warnings)
 
 
@@ -63,6 +64,11 @@ def _load(task: Task, split: str, source: str) -> tuple[tuple[Document, ...], st
                 "use its validation split, or --data hub or the official archive for the test split",
             )
         return load_official(task, split, MINI_ROOT), "mini"
+    if source == "written":
+        if not (WRITTEN_ROOT / task.title / task.files.get(split, "")).is_file():
+            held = sorted(path.name for path in WRITTEN_ROOT.iterdir() if path.is_dir())
+            raise UserError(f"no {split} documents of {task.name} are written", f"there are some of {', '.join(held)}")
+        return load_official(task, split, WRITTEN_ROOT), "written"
     if source == "hub":
         return load_hub(task, split)
     if source.startswith("hub:"):

@@ -11,7 +11,7 @@ from lm_eval.api.model import LM
 
 from adapters.base import OutOfMemory, Sampling
 from harness.errors import UserError
-from harness.models.heads import head_sequences, log_softmax
+from harness.models.heads import choice_scores, head_sequences, log_softmax
 from harness.models.open import OpenModel
 from harness.processes import ALONE, Processes
 from harness.progress import Bar
@@ -78,6 +78,7 @@ class PlannedModel(LM):
             chosen = [requests[number] for number in by_likelihood]
             pairs = [request.args for request in chosen]
             sequences = encode_pairs(self.encoder, pairs, self._context_length)
+            self._note_truncated(chosen, sequences)
             scores |= zip(by_likelihood, self._score(chosen, sequences, "choices by likelihood"), strict=True)
         if by_head:
             scores |= self._head_scores(requests, by_head)
@@ -93,25 +94,28 @@ class PlannedModel(LM):
         documents: dict[tuple[str, int], list[int]] = {}
         for number in numbers:
             documents.setdefault((_task_of(requests[number]), requests[number].doc_id), []).append(number)
-        order = [number for members in documents.values() for number in members]
-        sequences = [
-            sequence
-            for (task, _), members in documents.items()
-            for sequence in head_sequences(
-                self.encoder,
-                self.heads.layout,
-                task,
-                [requests[number].args for number in members],
-                self._context_length,
-            )
-        ]
-        raw = self._score([requests[number] for number in order], sequences, "choices by heads", self.heads.project)
-        by_number = {number: score for number, (score, _) in zip(order, raw, strict=True)}
+        # Texts that several documents compare are read once.
+        places: dict[ScoredSequence, int] = {}
+        asked_by: list[Instance] = []
+        parts: list[list[int]] = []
+        for (task, _), members in documents.items():
+            pairs = [requests[number].args for number in members]
+            sequences = head_sequences(self.encoder, self.heads.layout, task, pairs, self._context_length)
+            self._note_truncated([requests[n] for n in members], sequences[:: len(sequences) // len(members)])
+            parts.append([places.setdefault(sequence, len(places)) for sequence in sequences])
+            asked_by += [requests[members[0]]] * (len(places) - len(asked_by))
+        raw = self._score(asked_by, list(places), "choices by heads", self.heads.project)
         found: dict[int, tuple[float, bool]] = {}
-        for members in documents.values():
-            for number, logprob in zip(members, log_softmax([by_number[n] for n in members]), strict=True):
+        for ((task, _), members), places_of in zip(documents.items(), parts, strict=True):
+            kind = self.heads.layout.kinds[get_task(task).head_owner]
+            scores = choice_scores(kind, [raw[place][0] for place in places_of])
+            for number, logprob in zip(members, log_softmax(scores), strict=True):
                 found[number] = (float(logprob), False)
         return found
+
+    def _note_truncated(self, requests: Sequence[Instance], sequences: Sequence[ScoredSequence]) -> None:
+        for request, sequence in zip(requests, sequences, strict=True):
+            self.truncated[str(request.task_name)] += sequence.dropped > 0
 
     def _score(
         self,
@@ -120,8 +124,6 @@ class PlannedModel(LM):
         what: str,
         project: Projection | None = None,
     ) -> list[tuple[float, bool]]:
-        for request, sequence in zip(requests, sequences, strict=True):
-            self.truncated[str(request.task_name)] += sequence.dropped > 0
         plan = make_plan(sequences, self.batch_tokens, self.opened.backend.shares_prefixes)
         try:
             self._note_single_document(sequences, project)

@@ -32,6 +32,7 @@ from harness.evaluation.summary import (
     total_costs,
 )
 from harness.models.checkpoint import checkpoint_warnings
+from harness.models.heads import check_prompts
 from harness.models.open import OpenModel, open_model, with_backend
 from harness.models.resolve import find_model, provide
 from harness.processes import Processes, started_processes
@@ -63,6 +64,7 @@ def run(options: RunOptions) -> tuple[RunRecord, Path]:
         progress.show_output(False)
     reference = find_model(options.model)
     chosen = choose(options.tasks, options.prompt, defaults=reference.prompts)
+    check_prompts(chosen, reference.checkpoint.layout().kinds if reference.checkpoint else {})
     named = processes.broadcast(lambda: _text(named_directory(options)))
     splits = _load_splits(chosen, options)
     if reference.checkpoint:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from harness.errors import UserError
-from harness.files import file_hash, whole_directory
+from harness.files import cached_directory, file_hash, whole_directory
 from harness.models.heads import HeadLayout, Heads
 from harness.models.lora import copy_tokenizer, merge_peft
 from harness.records.base import Record, read_record, write_record
@@ -59,6 +59,14 @@ class ValidationRecord(Record):
     figures: dict[str, dict[str, float]]
 
 
+class StartRecord(Record):
+    """The checkpoint that a training continued. `sha256`: of its description."""
+
+    name: str
+    step: int
+    sha256: str
+
+
 class TrainingRecord(Record):
     """What a checkpoint says about its training."""
 
@@ -67,6 +75,7 @@ class TrainingRecord(Record):
     validation: ValidationRecord
     data: dict[str, str]  # "task split" -> fingerprint
     distilled: dict[str, Any] | None = None
+    start: StartRecord | None = None
     documents: dict[str, int]  # task -> documents trained on
     versions: dict[str, str]
     machine: dict[str, Any]
@@ -83,6 +92,7 @@ class Checkpoint(Record):
     base: BaseReference
     adaptation: Literal["lora", "layers", "merged"]  # merged: the whole model stands in the directory
     frozen_layers: int
+    weights: str = "whole"  # a backend: the base model's weights are rounded as it stores them, the adapter is not
     pooling: Literal["last_token"] = "last_token"
     chat_template: bool
     tasks: dict[str, TaskHead]
@@ -245,6 +255,29 @@ def fuse(directory: Path, checkpoint: Checkpoint, base_dir: Path, target: Path) 
                 raise UserError(f"{directory / LAYERS} does not fit the base model: {unknown[0]}", "copy it again")
         with torch.no_grad():
             model.to(stored).save_pretrained(target)
+    copy_tokenizer(base_dir, target)
+
+
+def write_rounded(base_dir: Path, bits: int, fingerprint: str, target: Path) -> None:
+    """Write a model whose matrices hold what MLX computes with after quantising them, in the base model's type.
+
+    Args:
+        base_dir: Transformers directory of the model.
+        bits: Of MLX's quantisation, mode affine with groups of 64.
+        fingerprint: Of the model.
+        target: An existing empty directory.
+    """
+    from adapters.architecture import read_architecture
+    from adapters.mlx_weights import dequantized_state, ensure_mlx_model
+    from adapters.torch_backend import load_weights
+    from harness.quiet import quiet_libraries
+
+    made = ensure_mlx_model(base_dir, bits=bits, dtype="bfloat16", cached=cached_directory, fingerprint=fingerprint)
+    with quiet_libraries():
+        architecture = read_architecture(base_dir)
+        stored = architecture.config.dtype or "bfloat16"
+        model = load_weights(base_dir, architecture, stored, dict(dequantized_state(made)))
+        model.save_pretrained(target)
     copy_tokenizer(base_dir, target)
 
 

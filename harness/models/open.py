@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -64,7 +65,8 @@ class OpenModel:
 
 
 def with_backend(options: Options, local: LocalModel) -> Options:
-    """Return the options with a backend in place of "auto": MLX's for its quantised weights, else torch.
+    """Return the options with a backend in place of "auto": the one that the model was trained for, MLX's for its
+    quantised weights, else torch.
 
     Raises:
         UserError: What was asked for does not go with this backend.
@@ -72,9 +74,15 @@ def with_backend(options: Options, local: LocalModel) -> Options:
     if options.backend != "auto":
         return options
     quantised = quantization_of(read_config(local.path))
-    chosen = dataclasses.replace(options, backend=f"mlx-q{quantised['bits']}" if quantised else "torch")
+    backend = f"mlx-q{quantised['bits']}" if quantised else "torch"
+    chosen = dataclasses.replace(options, backend=local.apart.backend if local.apart else backend)
     check_model_options(chosen)
     return chosen
+
+
+def _rounds_otherwise(args: Mapping[str, Any]) -> bool:
+    """Return whether a backend's arguments ask for another rounding than its usual one."""
+    return args.get("group_size", 64) != 64 or args.get("mode", "affine") != "affine"
 
 
 def open_model(options: ModelOptions, local: LocalModel | None = None) -> OpenModel:
@@ -94,15 +102,20 @@ def open_model(options: ModelOptions, local: LocalModel | None = None) -> OpenMo
     options = with_backend(options, local)
     checkpoint = read_checkpoint(local.checkpoint) if local.checkpoint else None
     heads = read_heads(local.checkpoint) if local.checkpoint else None
+    args = parse_backend_args(BACKENDS[options.backend], list(options.backend_args))
+    apart = local.apart
+    if apart and (apart.backend != options.backend or _rounds_otherwise(args)):
+        apart = None
     with quiet_libraries():
         backend = load_backend(
             options.backend,
-            local.path,
-            fingerprint=local.fingerprint,
+            apart.path if apart else local.path,
+            fingerprint=apart.fingerprint if apart else local.fingerprint,
             cached=cached_directory,
             execution=options.execution,
             dtype=options.dtype,
-            args=parse_backend_args(BACKENDS[options.backend], list(options.backend_args)),
+            args=args,
+            adapter=apart.adapter if apart else None,
         )
     template = chat_template(backend.tokenizer, options.apply_chat_template)
     encoder = TextEncoder(backend.tokenizer, backend.info.vocabulary_size)

@@ -22,11 +22,12 @@ from safetensors import SafetensorError
 
 import harness
 from adapters.mlx_weights import quantization_of, read_config
+from adapters.registry import BACKENDS
 from adapters.text import tokenizer_files
 from adapters.weight_files import weight_files
 from harness.errors import UserError
 from harness.files import cache_dir, cached_directory, file_hash, remembered_hash
-from harness.models.checkpoint import DESCRIPTION, Checkpoint, fuse, is_checkpoint, read_checkpoint
+from harness.models.checkpoint import DESCRIPTION, Checkpoint, fuse, is_checkpoint, read_checkpoint, write_rounded
 from harness.models.lora import adapter_base, adapter_fingerprint, fuse_adapter, is_adapter
 from harness.processes import run_in_subprocess
 
@@ -64,6 +65,23 @@ class ModelReference:
 
 
 @dataclass(frozen=True)
+class Apart:
+    """A base model that a backend rounds, and the adapter that stays beside it.
+
+    Attributes:
+        backend: Its name.
+        path: Directory of the base model, not rounded.
+        fingerprint: Of the base model.
+        adapter: Directory of the adapter.
+    """
+
+    backend: str
+    path: Path
+    fingerprint: str
+    adapter: Path
+
+
+@dataclass(frozen=True)
 class LocalModel:
     """A model on this machine.
 
@@ -73,6 +91,7 @@ class LocalModel:
         path: Directory with config.json, tokenizer.json and *.safetensors.
         fingerprint: SHA-256 over the configuration and the weights.
         checkpoint: Directory of the multitask checkpoint whose heads answer; None for a plain language model.
+        apart: How the model runs on the backend whose weights it was trained for; None: as on any other.
     """
 
     name: str
@@ -80,6 +99,7 @@ class LocalModel:
     path: Path
     fingerprint: str
     checkpoint: Path | None = None
+    apart: Apart | None = None
 
 
 def find_model(name: str | None) -> ModelReference:
@@ -170,14 +190,35 @@ def _from_checkpoint(directory: Path, checkpoint: Checkpoint) -> LocalModel:
             f"{directory} was trained on {checkpoint.base.origin}, and {checkpoint.base.model} here is {base.origin}",
             "provide the base model that it was trained on",
         )
+    rounded = base if checkpoint.weights == "whole" else rounded_model(base, checkpoint.weights)
     description = hashlib.sha256((directory / DESCRIPTION).read_bytes() + base.fingerprint.encode()).hexdigest()
     target = cached_directory(
         f"models/fused-{description[:16]}",
-        functools.partial(_make, fuse, directory, checkpoint, base.path),
+        functools.partial(_make, fuse, directory, checkpoint, rounded.path),
         f"fusing {directory.name} with {base.name}, once",
     )
     fused = _checked(target, checkpoint.name, f"{checkpoint.name} on {base.origin}")
-    return dataclasses.replace(fused, fingerprint=description, checkpoint=directory)
+    apart = None
+    if rounded is not base:
+        apart = Apart(checkpoint.weights, base.path, base.fingerprint, directory)
+    return dataclasses.replace(fused, fingerprint=description, checkpoint=directory, apart=apart)
+
+
+def rounded_model(local: LocalModel, backend: str) -> LocalModel:
+    """Return a model with its weights rounded as an MLX backend stores them, made once.
+
+    Raises:
+        UserError: MLX is not installed, or cannot quantise the model.
+    """
+    kind = BACKENDS[backend]
+    if problem := kind.family.problem(kind):
+        raise UserError(f"weights: {backend}: {problem}", "pip install 'mlx[cpu]' mlx-lm, or use weights: whole")
+    target = cached_directory(
+        f"models/rounded-{backend}-{local.fingerprint[:16]}",
+        functools.partial(_make, write_rounded, local.path, kind.settings["bits"], local.fingerprint),
+        f"rounding {local.name} to the weights of {backend}, once",
+    )
+    return _checked(target, local.name, f"{local.origin}, rounded as {backend}")
 
 
 def _from_adapter(directory: Path, name: str, origin: str) -> LocalModel:

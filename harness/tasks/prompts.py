@@ -72,6 +72,11 @@ class ChosenTask:
         """The prompt's keys as in the file, functions as their names."""
         return self.file.config["metadata"]["prompts"][self.prompt]
 
+    @property
+    def gives_pair(self) -> bool:
+        """Whether the choices of the prompt are two texts to compare, which only a pair head can do."""
+        return self.prompt in self.file.config["metadata"].get("pair_prompts", ())
+
     def verbalizers(self) -> list[str]:
         """Return the answer words of the prompt, one a label; empty where the choices differ by document."""
         choices = self.template.get("doc_to_choice")

@@ -20,8 +20,11 @@ SPLITS = ("train", "validation", "test")
 # classification: a row a label, read after the prompt, softmax over the labels
 # sigmoid: one row, read after the prompt; the first label has the score 0
 # ranking: one row, read after prompt and candidate, softmax over the candidates of a document
+# pair: the prompt gives two texts, which are read apart; the nearer their features, the likelier the second label
 # likelihood: no rows: the language model's own log-probability of the candidate, softmax over the candidates
-HeadKind = Literal["classification", "sigmoid", "ranking", "likelihood"]
+HeadKind = Literal["classification", "sigmoid", "ranking", "pair", "likelihood"]
+# Features of a text that a pair head compares.
+PAIR_FEATURES = 32
 
 # Official spellings of a yes/no label, as JSON text.
 BOOLEANS: Mapping[str, int] = MappingProxyType(
@@ -309,9 +312,10 @@ class Task:
         if self.head in ("ranking", "likelihood"):
             return ("ranking", "likelihood")
         if len(self.labels) == 2:
-            return ("classification", "sigmoid", "likelihood")
+            return ("classification", "sigmoid", "pair", "likelihood")
         return ("classification", "likelihood")
 
     def head_rows(self, kind: HeadKind) -> int:
         """Return the number of rows that a head of this kind has."""
-        return {"classification": len(self.labels), "sigmoid": 1, "ranking": 1, "likelihood": 0}[kind]
+        rows = {"classification": len(self.labels), "sigmoid": 1, "ranking": 1, "pair": 1 + PAIR_FEATURES}
+        return rows.get(kind, 0)

@@ -10,7 +10,7 @@ from harness.data import Split, cached_split
 from harness.data.sampling import sample_documents
 from harness.errors import UserError
 from harness.models.chat import Template
-from harness.models.heads import HeadLayout, make_layout
+from harness.models.heads import HeadLayout, check_prompts, make_layout
 from harness.scoring.encoding import TextEncoder
 from harness.tasks import Row, get_task
 from harness.tasks.prompts import ChosenTask, choose
@@ -21,7 +21,7 @@ from harness.training.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
-# By (task, split).
+# By (task, split); "train of SOURCE" where a recipe adds a source's documents.
 Splits = Mapping[tuple[str, str], Split]
 
 
@@ -69,7 +69,20 @@ def load_splits(recipe: Recipe, data: str) -> Splits:
             for warning in found.warnings:
                 log.warning("%s", warning)
             splits[task, split] = found
+        for source in recipe.tasks[task].more:
+            splits[task, f"train of {source}"] = cached_split(task, "train", source)
     return splits
+
+
+def chosen_prompts(recipe: Recipe) -> dict[str, ChosenTask]:
+    """Return each task's file and prompt.
+
+    Raises:
+        UserError: There is no such prompt, or the task's head cannot answer it.
+    """
+    chosen = {task: choose([task], part.prompt)[0] for task, part in recipe.tasks.items()}
+    check_prompts(chosen.values(), recipe.kinds())
+    return chosen
 
 
 def prepare_data(
@@ -92,16 +105,22 @@ def prepare_data(
     """
     layout = make_layout(recipe.kinds())
     encoding = Encoding(encoder, template, layout, recipe.max_tokens)
-    chosen = {task: choose([task], part.prompt)[0] for task, part in recipe.tasks.items()}
+    chosen = chosen_prompts(recipe)
     renderers = load_tasks(list(chosen.values()), data=data, split="validation")
     found: dict[str, dict[str, list[Example]]] = {"train": {}, "validation": {}}
     for task, part in recipe.tasks.items():
         for split, limit in (("train", part.limit), ("validation", recipe.evaluate_limit)):
-            rows = [document.row() for document in splits[task, split].documents]
+            held = _rows(splits[task, split])
+            rows = held
             if limit is not None:
                 rows = sample_documents(rows, limit, recipe.seed)
-            if distilled and split == "train":
-                rows += _written_rows(distilled, task, splits[task, split])
+            if split == "train":
+                further = [_rows(splits[task, f"train of {source}"]) for source in part.more]
+                if distilled:
+                    further.append(numbered(distilled.documents.get(task, [])))
+                for added in further:
+                    added = _behind(held, added)
+                    held, rows = held + added, rows + added
             renderer = renderers[chosen[task].file.full_name]
             found[split][task] = make_examples(get_task(task), renderer, rows, encoding)
         if distilled:
@@ -117,11 +136,19 @@ def _log_size(task: str, examples: Sequence[Example], max_tokens: int) -> None:
     log.info("%s: %d train documents, %s tokens packed%s", task, len(examples), f"{tokens:,}", note)
 
 
-def _written_rows(distilled: DistilledData, task: str, train: Split) -> list[Row]:
-    """Return the documents that a teacher wrote for a task, with an idx that no train document has."""
-    written = distilled.documents.get(task, [])
-    # Only tasks whose idx is a number have any.
-    return numbered(written, 1 + max(document.row()["idx"] for document in train.documents)) if written else []
+def _rows(split: Split) -> list[Row]:
+    return [document.row() for document in split.documents]
+
+
+def _behind(rows: Sequence[Row], added: Sequence[Row]) -> list[Row]:
+    """Return documents with their idx moved behind those of `rows`, number by number where it has several."""
+    if not added:
+        return []
+    if not isinstance(added[0]["idx"], Mapping):
+        first = 1 + max(row["idx"] for row in rows)
+        return [{**row, "idx": first + row["idx"]} for row in added]
+    firsts = {name: 1 + max(row["idx"][name] for row in rows) for name in added[0]["idx"]}
+    return [{**row, "idx": {name: firsts[name] + number for name, number in row["idx"].items()}} for row in added]
 
 
 def _with_soft_labels(distilled: DistilledData, task: str, examples: list[Example]) -> list[Example]:

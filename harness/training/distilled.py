@@ -92,9 +92,9 @@ def _checked(task: str, row: Row, directory: Path) -> Row:
         raise UserError(f"{directory}: a written document does not fit {task}", "delete its line") from error
 
 
-def numbered(rows: Sequence[Row], first: int) -> list[Row]:
-    """Return written documents with an idx from `first` on, which no official document has."""
-    return [{**row, "idx": first + number} for number, row in enumerate(rows)]
+def numbered(rows: Sequence[Row]) -> list[Row]:
+    """Return written documents with an idx of their own."""
+    return [{**row, "idx": number} for number, row in enumerate(rows)]
 
 
 def soft_targets(data: DistilledData, task: str, rows: Sequence[Row], questions: np.ndarray) -> tuple[np.ndarray, int]:

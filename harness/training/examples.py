@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,10 +24,12 @@ _UNLIMITED = 1 << 30
 class Example:
     """One document (for MuSeRC a paragraph with all its answers), as one packed sequence.
 
+    For a pair head it is several documents that compare the same texts.
+
     Attributes:
         task: The task's name.
         docs: The rows of the document, one per question (MuSeRC: one per answer).
-        packed: Its sequences, one per choice, question by question.
+        packed: Its sequences from `head_sequences`, question by question.
         questions: The number of each choice's question, int64 [choices].
         right: Whether each choice is a right one, bool [choices].
         cut: Tokens dropped from the passage.
@@ -69,10 +72,50 @@ def make_examples(task: Task, renderer: Any, rows: Iterable[Row], encoding: Enco
         rows: The documents' rows.
         encoding: How they become token sequences.
     """
-    documents: dict[Hashable, list[Row]] = {}
-    for row in rows:
-        documents.setdefault(document_key(row), []).append(row)
-    return [_example(task, renderer, docs, encoding) for docs in documents.values()]
+    if encoding.layout.kinds[task.name] == "pair":
+        documents = _documents_of_shared_texts(renderer, list(rows), encoding)
+    else:
+        by_key: dict[Hashable, list[Row]] = {}
+        for row in rows:
+            by_key.setdefault(document_key(row), []).append(row)
+        documents = list(by_key.values())
+    return [_example(task, renderer, docs, encoding) for docs in documents]
+
+
+def _documents_of_shared_texts(renderer: Any, rows: Sequence[Row], encoding: Encoding) -> list[list[Row]]:
+    """Return the documents of a pair head in groups whose texts, each counted once, have at most `max_tokens` tokens.
+
+    A group grows from a document by those that share one of its texts.
+    """
+    texts = [
+        [
+            context + text
+            for context, text in (request.args for request in render_document(renderer, row, encoding.template))
+        ]
+        for row in rows
+    ]
+    comparing: dict[str, list[int]] = {}
+    for number, pair in enumerate(texts):
+        for text in pair:
+            comparing.setdefault(text, []).append(number)
+    lengths = {text: len(encoding.encoder.encode(text)) for text in comparing}
+    groups: list[list[Row]] = []
+    waiting = dict.fromkeys(range(len(rows)))
+    while waiting:
+        group: list[int] = []
+        held: set[str] = set()
+        queue = deque([next(iter(waiting))])
+        while queue:
+            number = queue.popleft()
+            new = set(texts[number]) - held
+            if number not in waiting or (group and sum(lengths[text] for text in held | new) > encoding.max_tokens):
+                continue
+            del waiting[number]
+            group.append(number)
+            held |= new
+            queue.extend(other for text in texts[number] if text in new for other in comparing[text])
+        groups.append([rows[number] for number in group])
+    return groups
 
 
 def _example(task: Task, renderer: Any, docs: list[Row], encoding: Encoding) -> Example:
@@ -85,17 +128,16 @@ def _example(task: Task, renderer: Any, docs: list[Row], encoding: Encoding) -> 
         shortened = [_shortened(doc, task.passage, excess, encoding.encoder) for doc in docs]
         questions = _encoded(task, renderer, shortened, encoding)
         longest = _longest(questions)
+    pair = encoding.layout.kinds[task.name] == "pair"
     right = [
-        is_right
-        for doc, question in zip(docs, questions, strict=True)
-        for is_right in task.right_choices(doc, len(question))
+        task.right_choices(doc, 2 if pair else len(question)) for doc, question in zip(docs, questions, strict=True)
     ]
     return Example(
         task=task.name,
         docs=tuple(docs),
         packed=pack([sequence for question in questions for sequence in question]),
-        questions=np.array([number for number, question in enumerate(questions) for _ in question], dtype=np.int64),
-        right=np.array(right, dtype=bool),
+        questions=np.repeat(np.arange(len(docs), dtype=np.int64), [len(choices) for choices in right]),
+        right=np.array([is_right for choices in right for is_right in choices], dtype=bool),
         cut=whole - longest,
     )
 

@@ -22,7 +22,7 @@ from adapters.architecture import Architecture, model_class, read_architecture
 from adapters.torch_attention import PACKED_ATTENTION
 from adapters.torch_backend import apply_rule, load_weights, shares_prefixes
 from harness.errors import UserError, nearest_hint
-from harness.models.heads import HeadLayout
+from harness.models.heads import HeadLayout, pair_scores
 from harness.quiet import quiet_libraries
 from harness.scoring.packing import PackedBatch, PackedSequence, stack
 from harness.training.frozen_norm import replace_frozen_norms
@@ -97,19 +97,28 @@ class MultitaskModel(nn.Module):
         architecture: Of this model.
         frozen: Number of the lowest layers that never change; nor do the embeddings.
         layout: Of the heads.
+        computed_type: Of the computation.
     """
 
-    def __init__(self, language_model: Any, architecture: Architecture, frozen: int, layout: HeadLayout) -> None:
+    def __init__(
+        self,
+        language_model: Any,
+        architecture: Architecture,
+        frozen: int,
+        layout: HeadLayout,
+        computed_type: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__()
         self.language_model = language_model
         self.layout = layout
         self.windows = architecture.windows
+        self.computed_type = computed_type
         self._logits = architecture.logits
         self._frozen = frozen
         self._split = SplitDecoder(language_model.get_decoder(), frozen)
         # Row 0 of the layout is the constant zero and no parameter.
         rows, width = layout.rows - 1, architecture.config.hidden_size
-        self.head_weight = nn.Parameter(torch.zeros(rows, width))
+        self.head_weight = nn.Parameter(self._first_weights(rows, width))
         self.head_bias = nn.Parameter(torch.zeros(rows))
         self.head_start: torch.Tensor
         self.head_center: torch.Tensor
@@ -117,8 +126,19 @@ class MultitaskModel(nn.Module):
         self.register_buffer("head_start", torch.zeros(rows, width))
         self.register_buffer("head_center", torch.zeros(rows, width))
         self.register_buffer("head_scale", torch.ones(rows, width))
+        self._continued: set[str] = set()
         # Learned log σ² of each task, used where the recipe weights losses by uncertainty.
         self.log_variances = nn.Parameter(torch.zeros(len(layout.kinds)))
+
+    def _first_weights(self, rows: int, width: int) -> torch.Tensor:
+        """Return zeros, but random features for pair heads, whose distances could not grow from zero."""
+        weights = torch.zeros(rows, width)
+        for task, kind in self.layout.kinds.items():
+            if kind == "pair":
+                features = self._places(task)[1:]
+                # On standardised states, two texts are then 1 apart on average.
+                weights[features] = torch.randn(len(features), width) / (2 * len(features) * width) ** 0.5
+        return weights
 
     def train(self, mode: bool = True) -> MultitaskModel:
         """Switch to training or back. What is frozen knows no dropout, so that its output can be kept."""
@@ -148,6 +168,21 @@ class MultitaskModel(nn.Module):
             self.head_start[places] = (rows[1] - rows[0]).to(self.head_start)[None]
 
     @torch.no_grad()
+    def continue_head(self, task: str, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        """Start a head where an earlier training ended; standardising will not change its scores.
+
+        Args:
+            task: Of the head.
+            weight: Over plain hidden states, [rows, hidden size].
+            bias: [rows].
+        """
+        places = self._places(task)
+        self.head_start[places] = weight.to(self.head_start)
+        self.head_weight[places] = 0
+        self.head_bias[places] = bias.to(self.head_bias)
+        self._continued.add(task)
+
+    @torch.no_grad()
     def standardise(self, task: str, states: torch.Tensor) -> None:
         """Let a head read centred hidden states, and train on scaled ones.
 
@@ -162,6 +197,8 @@ class MultitaskModel(nn.Module):
         places = self._places(task)
         self.head_center[places] = states.mean(0).to(self.head_center)
         self.head_scale[places] = states.std(0).clamp_min(SMALLEST_SCALE).to(self.head_scale)
+        if task in self._continued:
+            self.head_bias[places] += (self.head_start[places] * self.head_center[places]).sum(-1)
 
     def _places(self, task: str) -> list[int]:
         return [row - 1 for row in self.layout.rows_of(task)]
@@ -195,7 +232,11 @@ class MultitaskModel(nn.Module):
                 weight, bias = self.heads()
                 parts = (states.float()[inputs.sources] * weight[inputs.predicted]).sum(-1) + bias[inputs.predicted]
         count = int(inputs.choices.max()) + 1
-        return torch.zeros(count, device=parts.device).index_add(0, inputs.choices, parts)
+        scores = torch.zeros(count, device=parts.device).index_add(0, inputs.choices, parts)
+        if self.layout.kinds[task] != "pair":
+            return scores
+        second = pair_scores(scores.view(-1, 2, len(self.layout.rows_of(task))))
+        return torch.stack([torch.zeros_like(second), second], dim=-1).flatten()
 
     def read_states(self, inputs: Inputs, lower: torch.Tensor | None) -> torch.Tensor:
         """Return the last hidden states where the batch is read, [reads, hidden size]."""
@@ -288,7 +329,8 @@ def build_model(
             for number in upper:
                 layers[number].float().requires_grad_(True)
         replace_frozen_norms(layers[recipe.frozen_layers :])
-    return MultitaskModel(language_model, architecture, recipe.frozen_layers, layout).to(device), wrapper
+    model = MultitaskModel(language_model, architecture, recipe.frozen_layers, layout, dtype)
+    return model.to(device), wrapper
 
 
 def _attention(architecture: Architecture) -> str:

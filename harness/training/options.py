@@ -13,7 +13,9 @@ class TrainOptions:
     Attributes:
         recipe: The name of a bundled recipe, or the path of a .yaml file.
         model: The base model; None: the recipe's.
+        weights: The weights to train for; None: the recipe's.
         data: The source of the documents, as `run` takes it.
+        start: The checkpoint to continue from; None: train from the base model.
         output: The checkpoint's directory; None: results/checkpoints/RECIPE-rsg.
         resume: Continue the unfinished training to `output`.
         distilled: Directories of a teacher's labels or documents.
@@ -23,7 +25,9 @@ class TrainOptions:
 
     recipe: str
     model: str | None = None
+    weights: str | None = None
     data: str = "mini"
+    start: Path | None = None
     output: Path | None = None
     resume: bool = False
     distilled: tuple[Path, ...] = ()

@@ -10,9 +10,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import task_configs
+from adapters.registry import BACKENDS
 from harness.errors import UserError, nearest_hint
 from harness.tasks import HeadKind, get_task, task_names
 
+ROUNDED_WEIGHTS = ("whole", *(kind.name for kind in BACKENDS.values() if "bits" in kind.settings))
 RECIPE_DIR = Path(task_configs.__file__).parent / "recipes"
 
 
@@ -26,6 +28,7 @@ class TaskRecipe(_Part):
     head: HeadKind | None = None  # None: the task's default kind
     weight: float = Field(default=1.0, gt=0)  # factor of its loss, where `loss.weights` is "fixed"
     limit: int | None = Field(default=None, ge=1)  # documents, evenly sampled from the train split
+    more: tuple[str, ...] = ()  # data sources whose train documents are added: written, or as --data takes them
     prompt: str | None = None  # a prompt of the task file; None: its default
     class_weights: tuple[Annotated[float, Field(gt=0)], ...] | None = None  # factors of the loss by label
 
@@ -62,6 +65,9 @@ class Recipe(_Part):
     """Everything about a training run except its data. Batch sizes are in tokens."""
 
     model: str
+    # whole: the weights as they are. Else a backend: they are rounded as it stores them before anything is trained, and
+    # the adapter stays beside them, so that the model runs on that backend as it was trained.
+    weights: str = "whole"
     frozen_layers: int = Field(ge=0)
     lora: LoraRecipe | None = LoraRecipe()  # null: the layers that are not frozen are trained in full
     tasks: dict[str, TaskRecipe]
@@ -98,8 +104,12 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in RECIPE_DIR.glob("*.yaml"))
 
 
-def load_recipe(name: str) -> Recipe:
+def load_recipe(name: str, **changes: Any) -> Recipe:
     """Load a bundled recipe by its name, or a YAML file by its path.
+
+    Args:
+        name: The name or the path.
+        changes: Values in place of the file's; None: as in the file.
 
     Raises:
         UserError: No such recipe, no YAML, an unknown key or task, or a value that is not allowed.
@@ -113,6 +123,7 @@ def load_recipe(name: str) -> Recipe:
         raise UserError(f"{path}: not valid YAML: {getattr(error, 'problem', error)}", "fix the file") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: a recipe is a mapping of keys", f"see {RECIPE_DIR / 'gemma-3-270m.yaml'}")
+    values |= {key: value for key, value in changes.items() if value is not None}
     if isinstance(values.get("tasks"), dict):
         values["tasks"] = {task: {} if part is None else part for task, part in values["tasks"].items()}
     try:
@@ -146,6 +157,15 @@ def _keys_at(location: tuple[Any, ...]) -> Iterator[str]:
 
 
 def _check_recipe(path: Path, recipe: Recipe) -> None:
+    if recipe.weights not in ROUNDED_WEIGHTS:
+        raise UserError(
+            f"{path}: no weights {recipe.weights!r}", nearest_hint(recipe.weights, ROUNDED_WEIGHTS, "weights")
+        )
+    if recipe.weights != "whole" and recipe.lora is None:
+        raise UserError(
+            f"{path}: layers that are trained in full cannot stay in the weights of {recipe.weights}",
+            "give the recipe a lora, or weights: whole",
+        )
     if not recipe.tasks:
         raise UserError(f"{path}: no tasks to train on", f"tasks: {', '.join(_trainable())}")
     for name, part in recipe.tasks.items():

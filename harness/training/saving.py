@@ -69,6 +69,7 @@ def training_record(
         validation=ValidationRecord(limit=recipe["evaluate_limit"], mean=scores.mean, figures=scores.scores),
         data=settings["data"],
         distilled=settings["distilled"],
+        start=settings["start"],
         documents={task: len(examples) for task, examples in data.examples.train.items()},
         versions=provenance.versions(),
         machine=provenance.machine(),
@@ -97,7 +98,8 @@ def save_checkpoint(directory: Path, name: str, trained: TrainedModel, record: T
         from peft import get_peft_model_state_dict
 
         state = get_peft_model_state_dict(trained.wrapper)
-        tensors[ADAPTER] = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+        stored = trained.model.computed_type
+        tensors[ADAPTER] = {key: value.detach().cpu().to(stored).contiguous() for key, value in state.items()}
         config = trained.wrapper.peft_config["default"].to_dict()
         config |= {"base_model_name_or_path": trained.base.origin, "inference_mode": True}
         texts[ADAPTER_CONFIG] = json.dumps(config, default=sorted, indent=2) + "\n"
@@ -114,6 +116,7 @@ def save_checkpoint(directory: Path, name: str, trained: TrainedModel, record: T
         "base": BaseReference(model=trained.recipe.model, origin=base.origin, sha256=base.fingerprint),
         "adaptation": "layers" if trained.wrapper is None else "lora",
         "frozen_layers": trained.recipe.frozen_layers,
+        "weights": trained.recipe.weights,
         "chat_template": data.template.applied,
         "tasks": head_descriptions(data.layout, prompts),
         "head_rows": data.layout.rows,

@@ -15,13 +15,21 @@ from adapters.torch_backend import pick_dtype
 from harness.errors import UserError
 from harness.files import GIB, cache_dir
 from harness.models.chat import chat_template
-from harness.models.resolve import KEPT_CHECKPOINTS, LocalModel, find_model, provide, require_unquantised
+from harness.models.checkpoint import StartRecord
+from harness.models.resolve import (
+    KEPT_CHECKPOINTS,
+    LocalModel,
+    find_model,
+    provide,
+    require_unquantised,
+    rounded_model,
+)
 from harness.progress import show_output
 from harness.scoring.encoding import TextEncoder
 from harness.settings import agree_on_settings
 from harness.tasks import include
 from harness.training.check import check_packing
-from harness.training.data import Examples, Splits, TrainingData, load_splits, prepare_data
+from harness.training.data import Examples, Splits, TrainingData, chosen_prompts, load_splits, prepare_data
 from harness.training.distilled import DistilledData, read_distilled
 from harness.training.frozen import FrozenLayers, FrozenStates
 from harness.training.log import copy_log
@@ -29,6 +37,7 @@ from harness.training.model import MultitaskModel, build_model, check_trainable
 from harness.training.options import TrainOptions
 from harness.training.recipe import Recipe, load_recipe
 from harness.training.saving import TrainedModel, save_checkpoint, training_record
+from harness.training.start import continue_from, read_start
 from harness.training.trainer import Trainer
 from harness.training.validation import ValidationScores
 
@@ -48,9 +57,8 @@ def train(options: TrainOptions) -> Path:
     """
     for directory in options.include_path:
         include(directory)
-    recipe = load_recipe(options.recipe)
-    if options.model is not None:
-        recipe = recipe.model_copy(update={"model": options.model})
+    recipe = load_recipe(options.recipe, model=options.model, weights=options.weights)
+    chosen_prompts(recipe)
     output = options.output or KEPT_CHECKPOINTS / f"{Path(options.recipe).stem}-rsg"
     accelerator, dtype = _accelerator(recipe)
     if not accelerator.is_main_process:
@@ -64,20 +72,25 @@ def train(options: TrainOptions) -> Path:
         base = provide(reference)
     require_unquantised(base, "train")
     architecture = check_trainable(recipe, base.path)  # a recipe that cannot work leaves no unfinished run behind
-    settings = _settings(recipe, base, splits, distilled)
+    start, started = read_start(options.start, base) if options.start else (None, None)
+    with accelerator.main_process_first():
+        source = base if recipe.weights == "whole" else rounded_model(base, recipe.weights)
+    settings = _settings(recipe, base, splits, distilled, started)
     work = output.with_name(output.name + ".training")
     if accelerator.is_main_process:
         agree_on_settings(work, settings, resume=options.resume, what="training run")
     accelerator.wait_for_everyone()
-    template = chat_template(load_tokenizer(base.path))
+    template = chat_template(load_tokenizer(source.path))
     encoder = TextEncoder(template.tokenizer, architecture.config.vocab_size)
     data = prepare_data(recipe, options.data, splits, template, encoder, distilled)
-    model, wrapper = build_model(recipe, base.path, data.layout, accelerator.device, dtype)
+    model, wrapper = build_model(recipe, source.path, data.layout, accelerator.device, dtype)
     check_packing(model, encoder, dtype)
     if recipe.heads_start == "words":
         _start_heads(model, data)
+    if options.start and start:
+        continue_from(options.start, start, model, wrapper)
     with accelerator.main_process_first():
-        frozen = FrozenLayers(model, _frozen_states(recipe, base, data.examples, model, dtype), data.examples.all())
+        frozen = FrozenLayers(model, _frozen_states(recipe, source, data.examples, model, dtype), data.examples.all())
     trained = TrainedModel(recipe, base, data, model, wrapper)
 
     def save_best(scores: ValidationScores) -> None:
@@ -107,13 +120,16 @@ def _accelerator(recipe: Recipe) -> tuple[Accelerator, torch.dtype]:
     return Accelerator(cpu=on_cpus, mixed_precision="bf16" if dtype is torch.bfloat16 else "no"), dtype
 
 
-def _settings(recipe: Recipe, base: LocalModel, splits: Splits, distilled: DistilledData | None) -> dict[str, Any]:
+def _settings(
+    recipe: Recipe, base: LocalModel, splits: Splits, distilled: DistilledData | None, start: StartRecord | None
+) -> dict[str, Any]:
     """Return everything that decides a run's numbers, except the number of processes."""
     return {
         "recipe": recipe.model_dump(mode="json"),
         "base model": base.fingerprint,
         "data": {f"{task} {split}": found.fingerprint for (task, split), found in splits.items()},
         "distilled": distilled.record() if distilled else None,
+        "start": start.model_dump() if start else None,
     }
 
 

@@ -266,7 +266,7 @@ class Trainer:
             scored: list[tuple[int, np.ndarray]] = []
             for batch in batches[accelerator.process_index :: accelerator.num_processes]:
                 found = self._scores(task, [examples[number] for number in batch]).float().cpu().numpy()
-                borders = np.cumsum([examples[number].packed.sequences for number in batch])[:-1]
+                borders = np.cumsum([len(examples[number].right) for number in batch])[:-1]
                 scored.extend(zip(batch, np.split(found, borders), strict=True))
             if accelerator.num_processes > 1:
                 scored = gather_object(scored)

@@ -11,7 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from harness.models.checkpoint import read_checkpoint
 from harness.records.run import read_run, read_samples
@@ -63,6 +65,7 @@ def test_a_run_answers_with_the_heads_and_gives_the_figures_of_training(
     assert record.tasks["muserc"].head == "sigmoid"
     assert record.tasks["parus"].head == "likelihood"
     assert record.tasks["rucos"].head == "ranking"
+    assert record.tasks["russe"].head == "pair"
     for sample in read_samples(output):
         if sample.task != "parus":  # whose scores are log-probabilities of texts
             assert sum(2.718281828**score for score in sample.scores) == pytest.approx(1, abs=1e-5)
@@ -110,6 +113,73 @@ def kill_when(process: subprocess.Popen[str], is_time: Callable[[], bool]) -> No
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
+
+
+def test_a_training_continues_from_a_checkpoint(
+    checkpoint: Path, float32_model: Path, shared_environment: dict[str, str], tmp_path: Path
+) -> None:
+    """One step at a rate of almost nothing: the heads and layers are still those of the checkpoint."""
+    recipe = write_recipe(
+        tmp_path, float32_model, steps=1, learning_rate=1e-12, heads_learning_rate=1e-12, warmup_steps=0
+    )
+    output = tmp_path / "further"
+    done = call(
+        shared_environment, "train", "--recipe", recipe, "--start", checkpoint, "--output", output
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for name in ("adapter_model.safetensors", "heads.safetensors"):
+        before, after = load_file(checkpoint / name), load_file(output / name)
+        assert before.keys() == after.keys()
+        for key, tensor in before.items():
+            np.testing.assert_allclose(after[key], tensor, atol=1e-5, err_msg=key)
+    trained, further = read_checkpoint(checkpoint), read_checkpoint(output)
+    assert further.training.start is not None
+    assert (further.training.start.name, further.training.start.step) == (trained.name, trained.training.step)
+    assert further.training.validation.figures == trained.training.validation.figures
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [({"frozen_layers": 4}, "layers.3"), ({"lora": {"rank": 2, "alpha": 4}}, "(4, 64)"), ({"lora": None}, "lora")],
+)
+def test_a_start_whose_layers_are_others_is_refused(
+    checkpoint: Path,
+    float32_model: Path,
+    shared_environment: dict[str, str],
+    tmp_path: Path,
+    changes: dict[str, Any],
+    named: str,
+) -> None:
+    recipe = write_recipe(tmp_path, float32_model, **changes)
+    done = call(shared_environment, "train", "--recipe", recipe, "--start", checkpoint, "--output", tmp_path / "x")
+    assert done.returncode == 2
+    assert named in done.stderr
+    assert "give the recipe the checkpoint's frozen_layers and lora" in done.stderr
+
+
+@pytest.mark.parametrize("execution", ["torch", "mlx"])
+def test_a_model_trained_for_rounded_weights_runs_on_them_as_it_was_trained(
+    float32_model: Path, shared_environment: dict[str, str], tmp_path: Path, execution: str
+) -> None:
+    recipe = write_recipe(tmp_path, float32_model, steps=2)
+    trained = tmp_path / "for-q4"
+    done = call(
+        shared_environment, "train", "--recipe", recipe, "--weights", "mlx-q4", "--output", trained
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    checkpoint = read_checkpoint(trained)
+    assert checkpoint.weights == "mlx-q4"
+    output = tmp_path / "run"
+    done = call(
+        shared_environment, "run", "--model", trained, "--execution", execution, "--dtype", "float32", "--limit", "4",
+        "--tasks", "rcb,parus,muserc,terra,russe,rwsd,danetqa,rucos", "--seed", "1234", "--output", output,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    record = read_run(output)
+    assert record.backend == "mlx-q4"
+    assert record.model.weights == "4-bit, group size 64, LoRA of rank 4 in float32 beside them"
+    for task, figures in checkpoint.training.validation.figures.items():
+        assert record.tasks[task].score == pytest.approx(figures["rsg"], abs=1e-9), task
 
 
 @pytest.mark.parametrize("at_step", [pytest.param(1, marks=pytest.mark.slow), 5])

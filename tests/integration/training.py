@@ -21,7 +21,7 @@ RECIPE: dict[str, Any] = {
         "parus": {"head": "likelihood"},
         "muserc": {"limit": 4},
         "terra": {},
-        "russe": {"class_weights": [1, 2]},
+        "russe": {"head": "pair", "prompt": "texts", "class_weights": [1, 2]},
         "rwsd": {},
         "danetqa": {"limit": 8},
         "rucos": {"limit": 2},

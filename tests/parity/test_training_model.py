@@ -38,6 +38,7 @@ KINDS: dict[str, HeadKind] = {
     "parus": "ranking",
     "danetqa": "likelihood",
     "rucos": "ranking",
+    "russe": "pair",
 }
 
 
@@ -56,7 +57,7 @@ def examples(model_dir: Path, layout: HeadLayout) -> dict[str, list[Example]]:
     """Two documents a task from the mini set."""
     tokenizer = load_tokenizer(model_dir)
     encoding = Encoding(TextEncoder(tokenizer), Template(tokenizer, applied=False), layout, max_tokens=4096)
-    tasks = load_tasks(choose(list(KINDS)), data="mini", split="validation")
+    tasks = load_tasks(choose(list(KINDS), "russe=texts"), data="mini", split="validation")
     found = {}
     for name in KINDS:
         rows = [document.row() for document in cached_split(name, "train", "mini").documents]
@@ -98,7 +99,7 @@ def sequences_of(example: Example) -> Iterator[tuple[list[int], list[tuple[int, 
 
 
 def plain_scores(model: MultitaskModel, example: Example) -> torch.Tensor:
-    """Scores of all choices by transformers' own forward pass, one sequence at a time."""
+    """Scores of all choices by transformers' own forward pass, one sequence at a time; a pair head's by definition."""
     text_model = model.language_model.model
     ours = text_model.config._attn_implementation
     text_model.config._attn_implementation = "eager"
@@ -115,7 +116,14 @@ def plain_scores(model: MultitaskModel, example: Example) -> torch.Tensor:
                 scores.append(states[position] @ weight[row] + bias[row])
     finally:
         text_model.config._attn_implementation = ours
-    return torch.stack(scores)
+    if model.layout.kinds[example.task] != "pair":
+        return torch.stack(scores)
+    choices = []
+    for texts in torch.stack(scores).split(2 * len(model.layout.rows_of(example.task))):
+        (near, *features), (other_near, *other_features) = texts.chunk(2)
+        distance = sum((one - other) ** 2 for one, other in zip(features, other_features, strict=True))
+        choices += [torch.zeros(()), near + other_near - distance]
+    return torch.stack(choices)
 
 
 def packed_scores(model: MultitaskModel, batch: list[Example]) -> torch.Tensor:

@@ -8,13 +8,23 @@ from typing import get_args
 import numpy as np
 import pytest
 import scipy.special
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import UserError
-from harness.models.heads import Heads, head_sequences, log_softmax, make_layout
+from harness.models.heads import (
+    Heads,
+    check_prompts,
+    choice_scores,
+    head_sequences,
+    log_softmax,
+    make_layout,
+    pair_scores,
+)
 from harness.scoring.encoding import TextEncoder, encode_pairs
 from harness.tasks import RUSSIAN_SUPERGLUE, HeadKind, get_task, trainable_tasks
+from harness.tasks.prompts import choose
 from tests.tiny_gemma import make_tiny_tokenizer
 
 TOKENIZER = make_tiny_tokenizer()
@@ -63,8 +73,11 @@ def test_rows_of_heads_are_disjoint_and_leave_the_first_one_free(kinds):
 def test_every_choice_is_scored_by_a_row_of_its_own_task_or_by_the_constant(kinds):
     layout = make_layout(kinds)
     for task, kind in kinds.items():
-        rows = [layout.row(task, choice) for choice in range(len(get_task(task).labels) or 4)]
         own = list(layout.rows_of(task))
+        if kind == "pair":  # whose choices are scored by all its rows together
+            assert len(own) > 2
+            continue
+        rows = [layout.row(task, choice) for choice in range(len(get_task(task).labels) or 4)]
         if kind == "classification":
             assert rows == own
         elif kind == "sigmoid":
@@ -118,6 +131,22 @@ def test_the_first_label_of_a_sigmoid_head_scores_nothing(heads):
         assert np.exp(log_softmax(scores))[1] == pytest.approx(1 / (1 + math.exp(-logit)))
 
 
+@given(values=st.lists(st.floats(-10, 10), min_size=6, max_size=6))
+def test_a_pair_head_compares_the_features_of_two_texts_and_adds_what_both_allow(values):
+    near, x, y, other_near, other_x, other_y = values
+    expected = near + other_near - (x - other_x) ** 2 - (y - other_y) ** 2
+    assert choice_scores("pair", values) == pytest.approx([0, expected])
+    assert choice_scores("pair", [*values[3:], *values[:3]]) == choice_scores("pair", values)  # in either order
+    torch.testing.assert_close(
+        pair_scores(torch.tensor([values, values], dtype=torch.float64).view(2, 2, 3)),
+        torch.tensor([expected] * 2, dtype=torch.float64),
+    )
+
+
+def test_the_scores_of_other_heads_are_those_of_their_choices():
+    assert choice_scores("classification", [0.5, -1.0, 2.0]) == [0.5, -1.0, 2.0]
+
+
 @given(scores=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30))
 def test_log_softmax_is_scipys_and_its_probabilities_sum_to_one(scores):
     found = log_softmax(scores)
@@ -151,6 +180,26 @@ def test_a_ranking_head_reads_each_candidate_after_the_prompt():
         (TOKENIZER("Пошёл снег. Следствие: Стало светло.").input_ids, 7),
         (TOKENIZER("Пошёл снег. Следствие: Все уснули.").input_ids, 7),
     ]
+
+
+def test_a_pair_head_reads_each_text_with_every_row():
+    layout = make_layout({"terra": "sigmoid", "russe": "pair"})
+    pairs = [("Слово: ключ\n", "Ключ от дома."), ("Слово: ключ\n", "Ключ бьёт из земли.")]
+    sequences = head_sequences(ENCODER, layout, "russe", pairs, 1000)
+    texts = [TOKENIZER(context + text).input_ids for context, text in pairs]
+    assert [sequence.tokens for sequence in sequences] == [
+        (*tokens, row) for tokens in texts for row in layout.rows_of("russe")
+    ]
+
+
+@pytest.mark.parametrize(("prompt", "kind"), [("texts", "sigmoid"), ("dictionary", "pair")])
+def test_a_prompt_of_two_texts_is_for_a_pair_head_alone(prompt, kind):
+    chosen = choose(["russe", "terra"], f"russe={prompt}")
+    fitting = "dictionary, sense, same, senses" if prompt == "texts" else "texts"
+    with pytest.raises(UserError, match=rf"prompt {prompt} of russe gives .* \(prompts that fit: {fitting}"):
+        check_prompts(chosen, {"russe": kind, "terra": "sigmoid"})
+    check_prompts(choose(["russe"], "texts"), {"russe": "pair"})
+    check_prompts(choose(["russe", "gen_russe"]), {})
 
 
 def test_heads_do_not_read_the_white_space_at_the_end():

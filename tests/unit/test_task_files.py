@@ -149,14 +149,22 @@ def test_the_right_choice_stands_at_the_index_of_the_label(name, prompt):
                 assert chosen == ("да", "нет")[label]
             case "danetqa" | "rwsd" | "muserc":
                 assert chosen == ("нет", "да")[label]
+            case "russe" if prompt == "texts":
+                assert [doc[f"sentence{number + 1}"] in text for number, text in enumerate(choices)] == [True, True]
             case "russe":
-                assert chosen in (("нет", "разные значения"), ("да", "одно и то же значение"))[label]
+                assert (
+                    chosen
+                    in (
+                        ("нет", "разные значения", "разные"),
+                        ("да", "одно и то же значение", "одинаковые"),
+                    )[label]
+                )
             case "rcb":
                 assert (
                     chosen
                     in (
-                        ("да", "следует"),
-                        ("нет", "противоречит"),
+                        ("да", "следует", "верно"),
+                        ("нет", "противоречит", "неверно"),
                         ("неизвестно", "не связана", "возможно"),
                     )[label]
                 )

@@ -71,13 +71,13 @@ def test_the_fingerprint_follows_the_lines_and_not_their_order(tmp_path: Path) -
     assert one.fingerprint == other.fingerprint != fewer.fingerprint
 
 
-def test_written_documents_are_kept_in_the_schema_and_numbered_behind_the_official_ones(tmp_path: Path) -> None:
+def test_written_documents_are_kept_in_the_schema_and_numbered(tmp_path: Path) -> None:
     row = cached_split("rcb", "train", "mini").documents[0].row()
     kept = document_line("a", row, None).model_copy(update={"task": "rcb"})
     dropped = document_line("b").model_copy(update={"task": "rcb"})
     data = read_distilled([written(tmp_path / "good", kept, dropped)])
     assert data.documents == {"rcb": [row]}
-    assert numbered(data.documents["rcb"], 438) == [{**row, "idx": 438}]
+    assert numbered([*data.documents["rcb"], row]) == [{**row, "idx": 0}, {**row, "idx": 1}]
     bad = document_line("a", {**row, "label": 7}, None).model_copy(update={"task": "rcb"})
     with pytest.raises(UserError, match="does not fit rcb"):
         read_distilled([written(tmp_path / "bad", bad)])

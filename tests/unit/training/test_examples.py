@@ -239,3 +239,37 @@ def test_a_passage_that_leaves_no_room_is_dropped_whole(tasks):
     (example,) = made(tasks, "danetqa", rows("danetqa")[:1], max_tokens=16)
     (doc,) = example.docs
     assert text(sequences(example)[0][:-1]) == f"Текст: \nВопрос: {doc['question']}\nОтвет:"
+
+
+# --- pairs of texts ---------------------------------------------------------------------------------------------------
+
+
+def paired(max_tokens: int) -> tuple[list[Row], list[Example]]:
+    """Every two of six sentences about a word, and the examples made of them."""
+    sentences = [f"Пример номер {number} со словом ключ." for number in range(6)]
+    whole = [
+        {"idx": 6 * one + other, "word": "ключ", "label": (one + other) % 2, "sentence1": sentences[one],
+         "sentence2": sentences[other], "start1": 0, "end1": 0, "start2": 0, "end2": 0}
+        for one in range(6) for other in range(one)
+    ]  # fmt: skip
+    layout = make_layout({"russe": "pair"})
+    encoding = Encoding(TextEncoder(TOKENIZER), Template(TOKENIZER, applied=False), layout, max_tokens)
+    renderer = load_tasks(choose(["russe"], "texts"), data="mini", split="validation")["rsg_russe"]
+    return whole, make_examples(get_task("russe"), renderer, whole, encoding)
+
+
+def test_documents_that_compare_the_same_texts_are_one_example_with_each_text_once():
+    whole, (example,) = paired(UNLIMITED)
+    assert sorted(doc["idx"] for doc in example.docs) == sorted(row["idx"] for row in whole)
+    assert example.questions.tolist() == [number for number in range(len(whole)) for _ in range(2)]
+    assert example.right.reshape(-1, 2).tolist() == [[not doc["label"], bool(doc["label"])] for doc in example.docs]
+    texts = {tuple(tokens[:-1]) for tokens in sequences(example)}
+    assert len(texts) == 6
+    assert len(example.packed) < sum(map(len, texts))  # they share their beginning
+
+
+def test_examples_of_pairs_keep_to_the_limit_and_lose_no_document():
+    whole, examples = paired(240)
+    assert len(examples) > 1
+    assert sorted(doc["idx"] for example in examples for doc in example.docs) == sorted(row["idx"] for row in whole)
+    assert all(len(example.packed) <= 240 for example in examples)

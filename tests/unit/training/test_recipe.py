@@ -60,6 +60,7 @@ def test_a_recipe_is_found_by_its_path_and_keeps_what_it_says(tmp_path):
         "head": None,
         "weight": 2.0,
         "limit": 5,
+        "more": (),
         "prompt": "then",
         "class_weights": None,
     }
@@ -67,6 +68,27 @@ def test_a_recipe_is_found_by_its_path_and_keeps_what_it_says(tmp_path):
     assert recipe.lora is not None
     assert (recipe.lora.rank, recipe.lora.alpha, recipe.lora.targets) == (4, 32, ("q_proj",))
     assert (recipe.loss.weights, recipe.loss.temperature) == ("size", 3)
+
+
+def test_values_of_the_command_replace_those_of_the_file_and_none_leaves_them(tmp_path):
+    path = written(tmp_path, yaml.safe_dump(SMALL))
+    recipe = load_recipe(path, model="other", weights=None)
+    assert (recipe.model, recipe.weights) == ("other", "whole")
+    assert load_recipe(path, weights="mlx-q4").weights == "mlx-q4"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message", "hint"),
+    [
+        ({"weights": "mlx-q44"}, "no weights 'mlx-q44'", "mlx-q4"),
+        ({"weights": "torch"}, "no weights 'torch'", "whole, mlx-q8"),
+        ({"weights": "mlx-q4", "lora": None}, "layers that are trained in full cannot stay", "weights: whole"),
+    ],
+)
+def test_weights_that_nothing_can_be_trained_for_are_refused(tmp_path, changes, message, hint):
+    error = refusal(tmp_path, **changes)
+    assert message in error.message
+    assert hint in error.hint
 
 
 def test_a_task_without_settings_takes_part_as_usual(tmp_path):
@@ -177,8 +199,8 @@ def test_a_recipe_file_that_is_not_there_is_a_user_error(tmp_path):
         ("rcb", "ranking", "classification, likelihood"),
         ("parus", "classification", "ranking, likelihood"),
         ("rucos", "sigmoid", "ranking, likelihood"),
-        ("terra", "ranking", "classification, sigmoid, likelihood"),
-        ("muserc", "ranking", "classification, sigmoid, likelihood"),
+        ("terra", "ranking", "classification, sigmoid, pair, likelihood"),
+        ("muserc", "ranking", "classification, sigmoid, pair, likelihood"),
     ],
 )
 def test_a_head_that_does_not_fit_its_task_names_those_that_do(tmp_path, task, head, allowed):
