@@ -16,7 +16,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from harness.data import cached_split
-from harness.records.run import read_run
+from harness.records.run import read_run, read_samples
 from harness.reports.published import published
 from harness.tasks import get_task, trainable_tasks
 from harness.tasks.metrics import compute
@@ -38,6 +38,19 @@ def majority(task: str, metric: str, data: str) -> float:
 def row(name: str, scores: dict[str, float]) -> list[str]:
     cells = [f"{100 * value:.1f}" for value in scores.values()]
     return [name, *cells, f"{100 * sum(scores.values()) / len(scores):.1f}"]
+
+
+def answers(directory: Path) -> list[list[str]]:
+    """Return, for each task and right label, how often each label was answered."""
+    counts: dict[str, dict[str, Counter[str]]] = {}
+    for sample in read_samples(directory):
+        if sample.task in EIGHT and get_task(sample.task).labels:
+            counts.setdefault(sample.task, {}).setdefault(str(sample.gold), Counter())[str(sample.prediction)] += 1
+    return [
+        [task, gold, ", ".join(f"{label} {given[label]}" for label in get_task(task).labels)]
+        for task, by_gold in counts.items()
+        for gold, given in sorted(by_gold.items())
+    ]
 
 
 def main() -> None:
@@ -65,6 +78,10 @@ def main() -> None:
         scores = {task: record.tasks[task].metrics["acc"].value or 0.0 for task in SEVEN}
         above = sum(scores[task] > REFERENCE.task_score(task) for task in SEVEN)
         rows.append(row(f"{name} ({above} of 7 above the reference)", scores))
+    for directory, name in zip(args.runs, names, strict=True):
+        print(f"\nAnswers of {name}\n")
+        print(tabulate(answers(directory), headers=["task", "gold", "answered"], tablefmt="github"))
+
     print("\nAccuracy of single examples × 100, validation\n")
     print(tabulate(rows, headers=["", *SEVEN, "mean of seven"], tablefmt="github", floatfmt=".1f"))
 

@@ -16,7 +16,7 @@ from typing import Any
 from lm_eval.api.samplers import ContextSampler
 
 from harness.data import cached_split
-from harness.data.sampling import draw_shots, fewshot_pool, sample_documents
+from harness.data.sampling import draw_shots, fewshot_pool, sample_documents, without_documents
 from harness.tasks import get_task
 from harness.tasks.answers import parse_choice, parse_entity, pick_choice
 from harness.tasks.metrics import Item, compute
@@ -57,8 +57,9 @@ def load_dataset(
     rows = [document.row() for document in found.documents]
     pool = [] if num_fewshot == 0 else fewshot_pool(task, source)
     if found.split == "train" and num_fewshot:
-        shown = [row["idx"] for row in draw_shots(pool, num_fewshot, seed)]
-        rows = [row for row in rows if row["idx"] not in shown]
+        rows = without_documents(task, rows, draw_shots(pool, num_fewshot, seed))
+    else:  # a document is never its own solved example
+        pool = without_documents(task, pool, rows)
     if limit is not None:
         rows = sample_documents(rows, limit, seed)
     return {"evaluated": datasets.Dataset.from_list([{"task": task, **row} for row in rows]), "fewshot": pool}

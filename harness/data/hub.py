@@ -12,8 +12,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from harness.data.unique import with_unique_idx
 from harness.errors import UserError
-from harness.tasks.document import Document, LabelError, Row, describe
+from harness.tasks.document import Document, DocumentFault, LabelError, Row, describe
 from harness.tasks.task import Task
 
 REPOSITORY = "RussianNLP/russian_super_glue"
@@ -70,13 +71,13 @@ def _load_directory(task: Task, split: str, root: Path) -> tuple[Document, ...]:
     shards = sorted(directory.glob("*.parquet"))
     if not shards:
         raise UserError(f"no parquet files in {directory}", f"expected 0000.parquet there; {_OFFLINE_HINT}")
-    documents = tuple(document for shard in shards for document in _read_shard(task, split, shard))
+    documents = tuple(with_unique_idx(placed for shard in shards for placed in _read_shard(task, split, shard)))
     if not documents:
         raise UserError(f"{directory} holds no rows", _OFFLINE_HINT)
     return documents
 
 
-def _read_shard(task: Task, split: str, path: Path) -> Iterator[Document]:
+def _read_shard(task: Task, split: str, path: Path) -> Iterator[tuple[str, Document]]:
     before: Row = {}
     for number, (row, names) in enumerate(_rows(task, path), start=1):
         # One string for all rows that share a paragraph, not a copy each.
@@ -88,9 +89,9 @@ def _read_shard(task: Task, split: str, path: Path) -> Iterator[Document]:
             document = task.parse(task.read_hub(row, split))
         except ValidationError as error:
             raise UserError(f"{path}, row {number}: {describe(error)}") from error
-        except LabelError as error:
+        except (DocumentFault, LabelError) as error:
             raise UserError(f"{path}, row {number}: {error}") from error
-        yield document
+        yield f"{path}, row {number}", document
 
 
 def _rows(task: Task, path: Path) -> Iterator[tuple[Row, list[str] | None]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from harness.data.jsonlines import read_objects
+from harness.data.unique import with_unique_idx
 from harness.errors import UserError
 from harness.tasks.document import HIDDEN_LABEL, Document, DocumentFault, LabelError, Row, describe
 from harness.tasks.task import Task
@@ -26,18 +27,18 @@ def load_official(task: Task, split: str, root: Path) -> tuple[Document, ...]:
         UserError: A directory or file is missing or damaged; the message names the file and the line.
     """
     path = _split_path(task, split, root)
-    documents = tuple(_documents(task, path, split in task.hidden))
+    documents = tuple(with_unique_idx(_documents(task, path, split in task.hidden)))
     if not documents:
         raise UserError(f"{path} holds no examples", "unpack the archive again")
     return documents
 
 
-def _documents(task: Task, path: Path, hidden: bool) -> Iterator[Document]:
-    """Yield the documents of a file; where the split's labels are hidden, they may be absent."""
+def _documents(task: Task, path: Path, hidden: bool) -> Iterator[tuple[str, Document]]:
+    """Yield the documents of a file with their lines; where the split's labels are hidden, they may be absent."""
     for number, line in read_objects(path):
         try:
             for row in task.read(line):
-                yield task.parse(_with_answer(task, row, hidden))
+                yield f"{path}:{number}", task.parse(_with_answer(task, row, hidden))
         except ValidationError as error:
             raise UserError(f"{path}:{number}: {describe(error)}") from error
         except (DocumentFault, LabelError) as error:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 from harness.data.sources import cached_split
 from harness.tasks import Row, document_key, get_task
+from harness.text import as_json
 
 
 def fewshot_pool(task: str, source: str) -> list[Row]:
@@ -15,6 +16,23 @@ def fewshot_pool(task: str, source: str) -> list[Row]:
     found = get_task(task)
     rows = [document.row() for document in cached_split(found.head_owner, "train", source).documents]
     return [{**{own: row[other] for own, other in found.borrowed_columns.items()}, **row} for row in rows]
+
+
+def without_documents(task: str, pool: Sequence[Row], rows: Iterable[Row]) -> list[Row]:
+    """Return the documents of a pool that do not ask what one of `rows` asks, whatever their idx and split.
+
+    Args:
+        task: Whose fields both have.
+        pool: Documents.
+        rows: Those to leave out.
+    """
+    names = [field.name for field in get_task(task).fields]
+
+    def asked(row: Row) -> str:
+        return as_json([row[name] for name in names])
+
+    left_out = {asked(row) for row in rows}
+    return [row for row in pool if asked(row) not in left_out]
 
 
 def sample_documents(rows: Sequence[Row], limit: int, seed: int) -> list[Row]:

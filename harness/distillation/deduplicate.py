@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from harness.data import cached_split
@@ -38,9 +38,13 @@ def compared_text(task: str, row: Mapping[str, Any]) -> str:
 
     The columns after the first one are sorted: PARus's choices have no order of their own.
     """
-    columns = get_task(task).compared
-    texts = [" ".join(_WORDS.findall(row[name].lower().replace("ё", "е"))) for name in columns]
-    return " | ".join([texts[0], *sorted(texts[1:])])
+    return normal_form([row[name] for name in get_task(task).compared])
+
+
+def normal_form(texts: Sequence[str]) -> str:
+    """Return the texts in one: no case, punctuation or ё, and all but the first sorted."""
+    plain = [" ".join(_WORDS.findall(text.lower().replace("ё", "е"))) for text in texts]
+    return " | ".join([plain[0], *sorted(plain[1:])])
 
 
 def jaccard(first: frozenset[str], second: frozenset[str]) -> float:

@@ -69,8 +69,9 @@ class Predictor:
         requests = self.render(documents)
         answers = []
         for (task, doc), rendered, logprobs in zip(documents, requests, self.log_probabilities(requests), strict=True):
-            words = tuple(request.args[1].strip() for request in rendered)
             names = get_task(task).choice_names(doc)
+            asked = () if self._chosen[task].gives_pair else rendered  # two texts are no words for the labels
+            words = tuple(request.args[1].strip() for request in asked) or names
             answers.append(Answer(task, dict(zip(names, np.exp(logprobs).tolist(), strict=True)), words))
         return answers
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -134,8 +135,16 @@ def _task_record(result: TaskResult, estimates: Mapping[str, Estimate | None], d
         truncated=done.language_model.truncated[file.full_name],
         ties=sum(is_tied(row) for row in scores),
         unreadable=sum(sample["rsg"].prediction is None for sample in samples),
+        answers=_answers(file.task, samples),
         warnings=split.warnings,
     )
+
+
+def _answers(task: str, samples: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Return how often each label was answered."""
+    labels = get_task(task).labels
+    counts = Counter(sample["rsg"].prediction for sample in samples)
+    return {label: counts[number] for number, label in enumerate(labels)}
 
 
 def _scores(sample: dict[str, Any]) -> list[float]:

@@ -219,6 +219,7 @@ def write_merged(directory: Path, source: Path, change: str, name: str | None = 
     merged = checkpoint.model_copy(
         update={
             "adaptation": "merged",
+            "weights": "whole",
             "name": name or checkpoint.name,
             "files": {file: file_hash(directory / file) for file in sorted(files)},
         }

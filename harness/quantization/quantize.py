@@ -78,6 +78,12 @@ def quantize(options: QuantizeOptions) -> Quantized:
     found = quantization_of(config)
     if found is not None:
         raise UserError(f"{model.name} is already quantised to {found['bits']} bits", "name the unquantised model")
+    if model.apart is not None:
+        log.warning(
+            "%s was trained for %s, where its adapter stays beside the weights; a quantised copy rounds both once more",
+            model.name,
+            model.apart.backend,
+        )
     staged = {**mlx_config(config), "dtype": _DTYPE}
     bits, group_size = bits_and_group_size(options)
     check_quantization(staged, bits, group_size, options.mode)

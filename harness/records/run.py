@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from harness.errors import UserError
 from harness.files import write_atomically
@@ -44,6 +44,8 @@ class TaskRecord(Record):
     truncated: int  # requests cut from the left to fit the model's context
     ties: int  # documents whose two best choices have the same log-probability
     unreadable: int  # generated answers that name no choice
+    # Label -> how often it was answered; empty where documents have choices of their own.
+    answers: dict[str, int] = Field(default_factory=dict)
     head: str | None = None  # kind of the trained head that answered; None: the language model itself
     warnings: tuple[str, ...] = ()
 

@@ -9,6 +9,9 @@ from tabulate import tabulate
 from harness.files import MIB
 from harness.records.run import MetricRecord, RunRecord
 
+# From this share of at least so many answers on, a model that answers by a constant is pointed out.
+NEARLY_ALL = 0.95
+FEWEST_ANSWERS = 20
 MINI_NOTE = "The mini set is this project's own and small: it shows that everything works, not how good a model is."
 
 
@@ -61,6 +64,15 @@ def _heading(record: RunRecord) -> str:
     )
 
 
+def _constant_answer(answers: Mapping[str, int]) -> str:
+    """Say which label nearly all answers name; "" where there is none, or there are few answers."""
+    total = sum(answers.values())
+    label, count = max(answers.items(), key=lambda found: found[1], default=("", 0))
+    if total < FEWEST_ANSWERS or count < NEARLY_ALL * total:
+        return ""
+    return f"{100 * count / total:.0f}% of the answers are {label}: compare with a constant answer"
+
+
 def _summary(record: RunRecord) -> list[str]:
     lines = []
     if record.score is not None:
@@ -88,4 +100,6 @@ def _summary(record: RunRecord) -> list[str]:
             (task.unreadable, "unreadable answers"),
         ]
         lines.extend(f"{name}: {count} {what}" for count, what in notes if count)
+        if constant := _constant_answer(task.answers):
+            lines.append(f"{name}: {constant}")
     return lines

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from harness.text import short
 
@@ -24,8 +24,15 @@ def _whole_number(value: Any) -> Any:
     return value
 
 
+def _not_empty(text: str) -> str:
+    if not text.strip():
+        raise ValueError("is empty")
+    return text
+
+
 Index = Annotated[int, BeforeValidator(_whole_number), Field(ge=0)]
 Offset = Annotated[int, Field(ge=0)]  # characters from the start of the text
+Choice = Annotated[str, AfterValidator(_not_empty)]  # something that can be answered
 BinaryLabel = Literal[-1, 0, 1]
 
 
@@ -60,6 +67,8 @@ def describe(error: ValidationError) -> str:
     where = f" in {'.'.join(parents).replace('.[', '[')}" if parents else ""
     if first["type"] == "missing":
         return f'no field "{field}"{where}'
+    if first["type"] == "value_error":
+        return f'field "{field}"{where} {first["msg"].removeprefix("Value error, ")}'
     message = first["msg"][:1].lower() + first["msg"][1:]
     return f'field "{field}"{where}: {message}, not {short(first["input"])}'
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from harness.tasks.document import BinaryLabel, Document, Index, Row, Strict
+from harness.tasks.document import BinaryLabel, Choice, Document, Index, Row, Strict
 from harness.tasks.metrics import answer_set_metrics
 from harness.tasks.task import InputField, Task
 
@@ -23,7 +23,7 @@ class MuSeRC(Document):
 
     paragraph: str
     question: str
-    answer: str
+    answer: Choice
     idx: AnswerIndex
     label: BinaryLabel
 

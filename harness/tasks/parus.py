@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from harness.tasks.document import BinaryLabel, Document, DocumentFault, Index, Row
+from harness.tasks.document import BinaryLabel, Choice, Document, DocumentFault, Index, Row
 from harness.tasks.metrics import accuracy_metrics
 from harness.tasks.task import InputField, Task, Writing
 
@@ -14,8 +14,8 @@ class PARus(Document):
     """A premise and two choices."""
 
     premise: str
-    choice1: str
-    choice2: str
+    choice1: Choice
+    choice2: Choice
     question: Literal["cause", "effect"]
     idx: Index
     label: BinaryLabel

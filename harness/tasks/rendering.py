@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -37,6 +38,7 @@ def load_tasks(
     """Return lm-eval's task objects with the chosen prompts, by full name (rsg_terra)."""
     from lm_eval.tasks import TaskManager
 
+    _compile_templates_once()
     with quiet_libraries():
         manager = TaskManager(
             include_path=[*(str(TASK_DIR / group) for group in GROUPS), *map(str, included_directories())],
@@ -53,6 +55,14 @@ def load_tasks(
             loaded.set_config("num_fewshot", num_fewshot)
             loaded.set_fewshot_seed(seed)
     return tasks
+
+
+def _compile_templates_once() -> None:
+    """Let lm-eval keep compiled templates: it compiles a prompt anew for every document, which is most of the work."""
+    from lm_eval.utils import env
+
+    if not hasattr(env.from_string, "cache_info"):
+        env.from_string = functools.lru_cache(maxsize=256)(env.from_string)
 
 
 def _with_prompt(loaded: Any, task: ChosenTask) -> dict[str, Any]:

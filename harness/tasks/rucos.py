@@ -80,9 +80,12 @@ def _read_hub(row: Row, split: str) -> Row:
 
 
 def _clean(document: RuCoS) -> RuCoS:
+    entities = clean_entities(document.entities, document.passage)
+    if not entities:
+        raise DocumentFault('field "entities" names none to choose from')
     return document.model_copy(
         update={
-            "entities": clean_entities(document.entities, document.passage),
+            "entities": entities,
             "answers": clean_entities(document.answers, document.passage),
         }
     )

@@ -146,6 +146,8 @@ def model_card(description: Mapping[str, Any], licence: dict[str, str]) -> str:
         if description["adaptation"] == "lora"
         else f"all layers above the first {description['frozen_layers']}, trained in full"
     )
+    if description["weights"] != "whole":
+        changed += f", over the weights as {description['weights']} stores them"
     limit = f" on at most {validation.limit} documents per task" if validation.limit else ""
     later = " Records of full evaluations are on the leaderboard." if validation.limit else ""
     return "\n".join(

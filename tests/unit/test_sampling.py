@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.data import load_split
-from harness.data.sampling import draw_shots, sample_documents
+from harness.data.sampling import draw_shots, sample_documents, without_documents
 from harness.tasks import RUSSIAN_SUPERGLUE, document_key
 
 Row = dict[str, Any]
@@ -26,6 +26,15 @@ def muserc(paragraphs: int, answers: int = 6) -> list[Row]:
         for p in range(paragraphs)
         for a in range(answers)
     ]
+
+
+# --- a document is never its own example ------------------------------------------------------------------------------
+
+
+def test_documents_that_ask_the_same_are_left_out_whatever_their_idx_and_label():
+    pool = [{"idx": n, "premise": f"П{n}", "hypothesis": "Г", "label": n % 2} for n in range(4)]
+    evaluated = [{**pool[2], "idx": 77, "label": -1}, {**pool[1], "hypothesis": "Другая"}]
+    assert without_documents("terra", pool, evaluated) == [pool[0], pool[1], pool[3]]
 
 
 # --- a limited sample -------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -297,6 +298,14 @@ def test_shown_examples_are_not_asked_when_the_train_split_is():
     shots = FixedShots(found["fewshot"], rnd=5).sample(4)
     assert len(found["evaluated"]) == len(found["fewshot"]) - 4
     assert not {row["idx"] for row in shots} & {row["idx"] for row in found["evaluated"]}
+
+
+def test_a_document_that_is_in_train_too_is_never_shown_as_an_example(monkeypatch):
+    known = load_dataset("terra", data="mini", num_fewshot=1)["fewshot"]
+    asked = [{**row, "idx": 100 + row["idx"]} for row in known[:20]]
+    split = SimpleNamespace(split="validation", documents=[SimpleNamespace(row=lambda row=row: row) for row in asked])
+    monkeypatch.setattr("task_configs.functions.cached_split", lambda *_: split)
+    assert load_dataset("terra", data="mini", num_fewshot=1)["fewshot"] == known[20:]
 
 
 def test_without_shots_the_train_split_is_not_read():

@@ -388,3 +388,36 @@ def test_the_hubs_layout_in_place_of_the_official_one_is_recognised(tmp_path):
 
 def test_every_task_has_its_directory():
     assert list(RUSSIAN_SUPERGLUE) == list(OFFICIAL)
+
+
+# --- what no task can use ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", list(OFFICIAL))
+def test_an_idx_that_comes_twice_is_named_with_both_places(tmp_path, task):
+    lines = official_lines(task)
+    path = write_official(tmp_path, task, [*lines, lines[0]], get_task(task).splits[0])
+    error = refusal(tmp_path, task, get_task(task).splits[0])
+    assert error.message.startswith(f"{path}:{len(lines) + 1}: idx ")
+    assert error.message.endswith(f"stands in {path}:1 too")
+
+
+def test_an_idx_that_comes_twice_within_a_line_is_refused(tmp_path):
+    (first, *_) = official_lines("muserc")
+    answers = first["passage"]["questions"][0]["answers"]
+    answers[1]["idx"] = answers[0]["idx"]
+    write_official(tmp_path, "muserc", [first])
+    assert '"answer": 0} stands in' in refusal(tmp_path, "muserc").message
+
+
+@pytest.mark.parametrize("text", ["", "  "])
+def test_a_choice_without_text_is_refused_with_its_line(tmp_path, text):
+    first, second, *_ = official_lines("parus")
+    path = write_official(tmp_path, "parus", [first, {**second, "choice2": text}])
+    assert refusal(tmp_path, "parus").message == f'{path}:2: field "choice2" is empty'
+
+
+def test_a_passage_without_entities_is_refused_with_its_line(tmp_path):
+    (first, *_) = official_lines("rucos")
+    path = write_official(tmp_path, "rucos", [{**first, "passage": {**first["passage"], "entities": []}}])
+    assert refusal(tmp_path, "rucos").message == f'{path}:1: field "entities" names none to choose from'
