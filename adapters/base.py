@@ -152,6 +152,17 @@ class Backend(ABC):
         """
 
     @abstractmethod
+    def vocabulary_logits(self, hidden: np.ndarray) -> np.ndarray:
+        """Return the logits of the whole vocabulary, float32 [n, vocabulary].
+
+        Args:
+            hidden: float32 [n, hidden size], from `hidden_states`.
+
+        Raises:
+            OutOfMemory: They do not fit.
+        """
+
+    @abstractmethod
     def library_logprobs(self, tokens: Sequence[int]) -> np.ndarray:
         """Return log-probabilities by the library's own forward pass of the whole model, to check the others against.
 

@@ -285,6 +285,19 @@ class MlxBackend(Backend):
         found = np.array(logit - (peak + mx.log(total))[row]).astype(np.float64)
         return found, np.array(logit >= peak[row]) & np.isfinite(found)
 
+    def vocabulary_logits(self, hidden: np.ndarray) -> np.ndarray:
+        mx, head = self._mx, self._vocabulary_matrix
+        vocabulary = head.weight.shape[0]
+        block = min(vocabulary, max(1, PROJECTION_BYTES // (4 * self.info.hidden_size)))
+        x = mx.array(np.ascontiguousarray(hidden, dtype=np.float32))
+        logits = np.empty((len(hidden), vocabulary), dtype=np.float32)
+        with memory_errors():
+            for start in range(0, vocabulary, block):
+                part = slice(start, start + block)
+                logits[:, part] = np.array(_block_logits(mx, head, x, part, self._logits))
+            mx.clear_cache()
+        return logits
+
     def library_logprobs(self, tokens: Sequence[int]) -> np.ndarray:
         mx = self._mx
         with memory_errors():

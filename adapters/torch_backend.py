@@ -155,6 +155,17 @@ class TorchBackend(Backend):
         return logprobs, greedy
 
     @torch.inference_mode()
+    def vocabulary_logits(self, hidden: np.ndarray) -> np.ndarray:
+        head = self.model.get_output_embeddings()
+        states = torch.from_numpy(hidden).to(head.weight.device)
+        try:
+            with _exact_bfloat16_products(head.weight.dtype):
+                return torch.cat(list(_logit_blocks(states, head, self._logits)), dim=1).cpu().numpy()
+        except RuntimeError as error:
+            raise_if_out_of_memory(error)
+            raise
+
+    @torch.inference_mode()
     def library_logprobs(self, tokens: Sequence[int]) -> np.ndarray:
         return plain_logprobs(self.model, tokens).double().cpu().numpy()
 
@@ -254,17 +265,24 @@ def _vocabulary_pass(
     best = torch.full((len(hidden),), -torch.inf, device=hidden.device)
     total = torch.zeros_like(best)
     logits_wanted = torch.empty(len(wanted), device=hidden.device)
-    for start in range(0, len(head.weight), VOCABULARY_CHUNK):
-        logits = hidden @ head.weight[start : start + VOCABULARY_CHUNK].float().T
-        if head.bias is not None:
-            logits += head.bias[start : start + VOCABULARY_CHUNK].float()
-        logits = apply_rule(logits, rule)
+    start = 0
+    for logits in _logit_blocks(hidden, head, rule):
         inside = (wanted >= start) & (wanted < start + logits.shape[1])
         logits_wanted[inside] = logits[rows[inside], wanted[inside] - start]
         new_best = torch.maximum(best, logits.max(dim=1).values)
         total = total * torch.exp(best - new_best) + torch.exp(logits.sub_(new_best[:, None])).sum(dim=1)
         best = new_best
+        start += logits.shape[1]
     return best + torch.log(total), best, logits_wanted
+
+
+def _logit_blocks(hidden: torch.Tensor, head: torch.nn.Linear, rule: Logits) -> Iterator[torch.Tensor]:
+    """Yield the logits of the vocabulary a slice at a time, float32 [n, slice]."""
+    for start in range(0, len(head.weight), VOCABULARY_CHUNK):
+        logits = hidden @ head.weight[start : start + VOCABULARY_CHUNK].float().T
+        if head.bias is not None:
+            logits += head.bias[start : start + VOCABULARY_CHUNK].float()
+        yield apply_rule(logits, rule)
 
 
 def plain_logprobs(model: Any, tokens: Sequence[int]) -> torch.Tensor:

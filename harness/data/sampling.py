@@ -5,10 +5,13 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Hashable, Iterable, Sequence
+from typing import TypeVar
 
 from harness.data.sources import cached_split
 from harness.tasks import Row, document_key, get_task
 from harness.text import as_json
+
+T = TypeVar("T")
 
 
 def fewshot_pool(task: str, source: str) -> list[Row]:
@@ -43,10 +46,17 @@ def sample_documents(rows: Sequence[Row], limit: int, seed: int) -> list[Row]:
     documents = list(dict.fromkeys(document_key(row) for row in rows))
     if limit >= len(documents):
         return list(rows)
-    rng = random.Random(seed)
-    borders = [round(part * len(documents) / limit) for part in range(limit + 1)]
-    chosen = {documents[rng.randrange(start, end)] for start, end in itertools.pairwise(borders)}
+    chosen = set(evenly_spread(documents, limit, seed))
     return [row for row in rows if document_key(row) in chosen]
+
+
+def evenly_spread(values: Sequence[T], limit: int | None, seed: int) -> list[T]:
+    """Return one value drawn from each of `limit` equal stretches, in their order; all where there are no more."""
+    if limit is None or limit >= len(values):
+        return list(values)
+    rng = random.Random(seed)
+    borders = [round(part * len(values) / limit) for part in range(limit + 1)]
+    return [values[rng.randrange(start, end)] for start, end in itertools.pairwise(borders)]
 
 
 def draw_shots(rows: Sequence[Row], count: int, seed: int) -> list[Row]:

@@ -227,6 +227,14 @@ def test_nothing_to_project_gives_empty_arrays(backend):
     assert found.shape == greedy.shape == (0,)
 
 
+def test_logits_of_the_whole_vocabulary_are_those_of_the_matrix_product(backend, model):
+    hidden = np.random.default_rng(3).normal(size=(5, backend.info.hidden_size)).astype(np.float32)
+    weight = model.get_output_embeddings().weight.detach().double().numpy()
+    found = backend.vocabulary_logits(hidden)
+    assert (found.shape, found.dtype) == ((5, VOCABULARY_SIZE), np.float32)
+    np.testing.assert_allclose(found, hidden.astype(np.float64) @ weight.T, rtol=1e-4, atol=1e-4)
+
+
 def test_very_large_logits_do_not_overflow(backend, model):
     hidden = np.full((1, backend.info.hidden_size), 300.0, dtype=np.float32)
     weight = model.get_output_embeddings().weight.detach().double().numpy()

@@ -68,6 +68,9 @@ class WatchedBackend(Backend):
     def project(self, hidden: np.ndarray, sources: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         raise NotImplementedError
 
+    def vocabulary_logits(self, hidden):
+        raise NotImplementedError
+
     def library_logprobs(self, tokens: Sequence[int]) -> np.ndarray:
         raise NotImplementedError
 

@@ -115,6 +115,9 @@ class WatchedBackend(Backend):
         logprobs, greedy = self.inner.project(hidden, sources, tokens)
         return (self.damage(logprobs, tokens) if self.damage else logprobs), greedy
 
+    def vocabulary_logits(self, hidden):
+        raise NotImplementedError
+
     def library_logprobs(self, tokens: Sequence[int]) -> np.ndarray:
         raise NotImplementedError
 

@@ -1,0 +1,353 @@
+"""`rsg-harness divergence`: what other backends do to a model's whole next-token distribution.
+
+Tasks of some hundred documents hide small damage. Here every token of a corpus is a measurement: all backends are
+loaded side by side, and the reference's distribution over the whole vocabulary is held against each other one's,
+position by position, so nothing is approximated and no logits are kept. What some texts gave is kept on disk, so that a
+kill loses little.
+
+The figures are those of llama.cpp's `llama-perplexity --kl-divergence` ("Mean KLD", "99.9% KLD", "Same top p", "RMS
+Δp"; tools/perplexity/README.md), over all positions; llama.cpp leaves out the first half of each of its windows.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tabulate import tabulate
+
+from adapters.base import Backend, OutOfMemory
+from harness.adaptation.corpus import Corpus, read_corpus
+from harness.data.sampling import evenly_spread
+from harness.errors import UserError
+from harness.evaluation.divergence_options import DivergenceOptions, check_divergence_options
+from harness.evaluation.summary import model_record
+from harness.files import MIB
+from harness.models.open import OpenModel, open_model
+from harness.models.options import ModelOptions
+from harness.models.resolve import LocalModel, find_model, provide
+from harness.progress import Bar
+from harness.records import provenance
+from harness.records.divergence import (
+    DIVERGENCE,
+    BackendDivergence,
+    CorpusRecord,
+    DivergenceRecord,
+    Estimated,
+    write_divergence,
+)
+from harness.scoring.encoding import TextEncoder
+from harness.settings import SETTINGS, agree_on_settings
+
+# Positions whose logits over the whole vocabulary are held at once: 64 rows of 262,144 are 67 MB a backend.
+POSITION_CHUNK = 64
+# Blocks that are measured and kept together.
+BLOCKS_PER_PART = 32
+BOOTSTRAP_SAMPLES = 1000
+_PART = "part-{number:06d}.npz"
+# What is kept of each position: of KL, the right token's log-probability, and whether the likeliest token is the
+# reference's, and the right one.
+_KEPT = ("kl", "logprob", "same_best", "right")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Positions:
+    """What one backend gave at every position, arrays [positions]: float64, float64, bool, bool."""
+
+    kl: np.ndarray
+    logprob: np.ndarray
+    same_best: np.ndarray
+    right: np.ndarray
+
+
+def divergence(options: DivergenceOptions) -> tuple[DivergenceRecord, Path]:
+    """Measure every backend beside the first one.
+
+    Returns:
+        The record, and the directory that holds it.
+
+    Raises:
+        UserError: Anything that the user can fix. What was measured stays in the directory for --resume.
+    """
+    check_divergence_options(options)
+    corpus = read_corpus(options.corpus, options.data)
+    blocks = evenly_spread([*corpus.texts, *corpus.held_out], options.limit, options.seed)
+    local = provide(find_model(options.model))
+    directory = options.output or Path("results") / "divergence" / local.name
+    if (directory / DIVERGENCE).exists():
+        raise UserError(f"{directory} already holds a finished measurement", "name another --output")
+    corpus_hash = Corpus(corpus.name, tuple(blocks), ()).fingerprint()
+    settings = {
+        "model": local.fingerprint,
+        "backends": list(options.backends),
+        "corpus": corpus_hash,
+        "execution": options.execution,
+        "dtype": options.dtype,
+        "versions": provenance.versions(),
+    }
+    agree_on_settings(directory, settings, resume=options.resume, what="measurement")
+    opened = [_open(options, backend, local) for backend in options.backends]
+    _refuse_other_vocabularies(options.backends, opened)
+    _measure(opened, blocks, directory)
+    record = _record(options, corpus.name, corpus_hash, blocks, opened, directory)
+    write_divergence(directory / DIVERGENCE, record)
+    for leftover in [*directory.glob("part-*.npz"), directory / SETTINGS]:
+        leftover.unlink()
+    return record, directory
+
+
+def _open(options: DivergenceOptions, spec: str, local: LocalModel) -> OpenModel:
+    name, *arguments = spec.split(":")
+    log.info("loading %s for %s", local.name, spec)
+    return open_model(
+        ModelOptions(options.model, name, tuple(arguments), options.execution, options.dtype, "off"), local
+    )
+
+
+def _refuse_other_vocabularies(backends: Sequence[str], opened: Sequence[OpenModel]) -> None:
+    sizes = [one.backend.info.vocabulary_size for one in opened]
+    for backend, size in zip(backends, sizes, strict=True):
+        if size != sizes[0]:
+            raise UserError(
+                f"{backend} has {size} tokens and {backends[0]} {sizes[0]}: their distributions do not compare",
+                "name backends of one vocabulary",
+            )
+
+
+def _measure(opened: Sequence[OpenModel], blocks: Sequence[str], directory: Path) -> None:
+    """Measure all blocks and keep them part by part; parts that are there already are passed over."""
+    encoder, context = opened[0].encoder, min(one.backend.info.context_length for one in opened)
+    encoder.prepare(blocks)
+    with Bar("measuring", len(blocks), "text") as bar:
+        for number, start in enumerate(range(0, len(blocks), BLOCKS_PER_PART)):
+            part = blocks[start : start + BLOCKS_PER_PART]
+            path = directory / _PART.format(number=number)
+            if not path.exists():
+                rows = [row for block, text in enumerate(part) for row in _rows(encoder, text, start + block, context)]
+                found = _part(opened, rows)
+                temporary = path.with_suffix(".tmp.npz")
+                np.savez(temporary, **found)  # type: ignore[arg-type]
+                temporary.replace(path)
+            bar.advance(len(part))
+
+
+def _rows(encoder: TextEncoder, text: str, block: int, context: int) -> Iterator[tuple[int, list[int]]]:
+    """Yield (block, tokens) of a text; one longer than the context comes in pieces, each after a start token."""
+    tokens = encoder.encode(text)
+    start = [] if encoder.start_id is None or tokens[:1] == [encoder.start_id] else [encoder.start_id]
+    tokens = start + tokens
+    yield block, tokens[: context + 1]
+    for place in range(context + 1, len(tokens), context):
+        yield block, [tokens[0], *tokens[place : place + context]]
+
+
+def _part(opened: Sequence[OpenModel], rows: Sequence[tuple[int, list[int]]]) -> dict[str, np.ndarray]:
+    """Return what is kept of some rows: block [positions], seconds [backends], and `_KEPT` [backends, positions]."""
+    seconds = np.zeros(len(opened))
+    parts: dict[str, list[list[np.ndarray]]] = {name: [[] for _ in opened] for name in _KEPT}
+    blocks: list[np.ndarray] = []
+    for batch in _batches(rows, min(one.backend.info.batch_tokens for one in opened)):
+        targets = np.concatenate([np.array(tokens[1:]) for _, tokens in batch])
+        blocks.append(np.concatenate([np.full(len(tokens) - 1, block) for block, tokens in batch]))
+        hidden = []
+        for number, one in enumerate(opened):
+            started = time.monotonic()
+            hidden.append(_hidden_states(one.backend, [tokens[:-1] for _, tokens in batch]))
+            seconds[number] += time.monotonic() - started
+        for start in range(0, len(targets), POSITION_CHUNK):
+            chunk = slice(start, start + POSITION_CHUNK)
+            reference: Any = None
+            for number, one in enumerate(opened):
+                started = time.monotonic()
+                logits = one.backend.vocabulary_logits(hidden[number][chunk])
+                seconds[number] += time.monotonic() - started
+                compared, reference = compare_distributions(reference, logits, targets[chunk])
+                for name, values in compared.items():
+                    parts[name][number].append(values)
+    return {
+        "block": np.concatenate(blocks),
+        "seconds": seconds,
+        **{name: np.stack([np.concatenate(found) for found in by_backend]) for name, by_backend in parts.items()},
+    }
+
+
+def _batches(rows: Sequence[tuple[int, list[int]]], batch_tokens: int) -> Iterator[list[tuple[int, list[int]]]]:
+    """Yield rows of similar lengths together, padding included within the budget."""
+    batch: list[tuple[int, list[int]]] = []
+    for row in sorted(rows, key=lambda row: -len(row[1])):
+        if batch and (len(batch) + 1) * len(batch[0][1]) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def _hidden_states(backend: Backend, rows: list[list[int]]) -> np.ndarray:
+    try:
+        return backend.hidden_states(rows, [list(range(len(row))) for row in rows])[0]
+    except OutOfMemory:
+        if len(rows) == 1:
+            raise
+    middle = len(rows) // 2
+    return np.concatenate([_hidden_states(backend, rows[:middle]), _hidden_states(backend, rows[middle:])])
+
+
+def compare_distributions(reference: Any, logits: np.ndarray, targets: np.ndarray) -> tuple[dict[str, np.ndarray], Any]:
+    """Compare next-token distributions, in float32 with sums in float64.
+
+    Args:
+        reference: What an earlier call returned for the reference's logits; None: these logits are the reference's.
+        logits: float32 [n, vocabulary].
+        targets: The right tokens, int64 [n].
+
+    Returns:
+        `_KEPT` -> array [n]; and the reference's (log-probabilities, likeliest tokens).
+    """
+    import torch
+
+    logprobs = torch.log_softmax(torch.from_numpy(logits), dim=-1)
+    best = logprobs.argmax(-1)
+    reference = (logprobs, best) if reference is None else reference
+    wanted = torch.from_numpy(np.asarray(targets, dtype=np.int64))
+    # What the reference takes for impossible adds nothing, even where the other gives −∞.
+    terms = torch.where(reference[0].isneginf(), 0.0, reference[0].exp() * (reference[0] - logprobs))
+    found = {
+        "kl": terms.sum(-1, dtype=torch.float64).clamp_min(0.0),
+        "logprob": logprobs.gather(1, wanted[:, None])[:, 0].double(),
+        "same_best": best == reference[1],
+        "right": best == wanted,
+    }
+    return {name: values.numpy() for name, values in found.items()}, reference
+
+
+def _record(
+    options: DivergenceOptions,
+    corpus: str,
+    corpus_hash: str,
+    blocks: Sequence[str],
+    opened: Sequence[OpenModel],
+    directory: Path,
+) -> DivergenceRecord:
+    parts = [dict(np.load(path)) for path in sorted(directory.glob("part-*.npz"))]
+    block = np.concatenate([part["block"] for part in parts])
+    seconds = np.sum([part["seconds"] for part in parts], axis=0)
+    kept = [
+        Positions(**{name: np.concatenate([part[name][number] for part in parts]) for name in _KEPT})
+        for number in range(len(opened))
+    ]
+    characters = np.array([len(text) for text in blocks])
+    return DivergenceRecord(
+        corpus=CorpusRecord(
+            name=corpus,
+            sha256=corpus_hash,
+            blocks=len(blocks),
+            characters=int(characters.sum()),
+            positions=len(block),
+        ),
+        backends=tuple(
+            _of_backend(one, spec, kept[0], found, block, characters, float(spent), options.seed)
+            for one, spec, found, spent in zip(opened, options.backends, kept, seconds, strict=True)
+        ),
+        seed=options.seed,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions=provenance.versions(),
+        machine=provenance.machine(),
+        git_commit=provenance.git_commit(),
+        command=options.command,
+    )
+
+
+def _of_backend(
+    one: OpenModel,
+    spec: str,
+    reference: Positions,
+    found: Positions,
+    block: np.ndarray,
+    characters: np.ndarray,
+    seconds: float,
+    seed: int,
+) -> BackendDivergence:
+    info = one.backend.info
+
+    def per_block(values: np.ndarray) -> np.ndarray:
+        return np.bincount(block, weights=values, minlength=len(characters))
+
+    positions = per_block(np.ones(len(block)))
+    change = np.exp(found.logprob) - np.exp(reference.logprob)
+    return BackendDivergence(
+        model=model_record(one.local, info),
+        backend=spec,
+        execution=info.execution,
+        device=info.device,
+        dtype=info.dtype,
+        bits_per_character=ratio_estimate(per_block(-found.logprob / math.log(2)), characters, seed),
+        kl=ratio_estimate(per_block(found.kl), positions, seed),
+        kl_percentile_99_9=float(np.percentile(found.kl, 99.9)),
+        kl_largest=float(found.kl.max()),
+        same_best=ratio_estimate(per_block(found.same_best), positions, seed),
+        probability_rms=float(np.sqrt(np.mean(change**2))),
+        lost=int((reference.right & ~found.right).sum()),
+        gained=int((found.right & ~reference.right).sum()),
+        seconds=seconds,
+    )
+
+
+def ratio_estimate(numerators: np.ndarray, denominators: np.ndarray, seed: int) -> Estimated:
+    """Return the ratio of two sums over blocks, with the percentile interval of a bootstrap of the blocks.
+
+    Args:
+        numerators: float [blocks].
+        denominators: float [blocks].
+        seed: Of the bootstrap.
+    """
+    rng = np.random.default_rng(seed)
+    count = len(numerators)
+    draws = np.empty(BOOTSTRAP_SAMPLES)
+    for number in range(BOOTSTRAP_SAMPLES):
+        weights = np.bincount(rng.integers(0, count, count), minlength=count)
+        draws[number] = (weights @ numerators) / (weights @ denominators)
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return Estimated(value=float(numerators.sum() / denominators.sum()), interval=(float(low), float(high)))
+
+
+def divergence_table(record: DivergenceRecord) -> str:
+    """Format a row a backend."""
+    first = record.backends[0]
+    headers = [
+        "backend", "weights, MiB", "bits a character", f"mean KL from {first.backend}, nats", "99.9% KL",
+        "same best, %", "RMS Δp, %", "lost / gained", "positions/s",
+    ]  # fmt: skip
+    rows = [
+        [
+            f"{one.backend} ({one.model.weights})",
+            f"{one.model.weights_bytes / MIB:.0f}",
+            _text(one.bits_per_character, "{:.4f}"),
+            "" if one is first else _text(one.kl, "{:.5f}"),
+            "" if one is first else f"{one.kl_percentile_99_9:.3f}",
+            "" if one is first else _text(one.same_best, "{:.2f}", 100),
+            "" if one is first else f"{100 * one.probability_rms:.2f}",
+            "" if one is first else f"{one.lost} / {one.gained}",
+            f"{record.corpus.positions / one.seconds:.0f}" if one.seconds else "–",
+        ]
+        for one in record.backends
+    ]
+    heading = (
+        f"{first.model.name} · {record.corpus.name}: {record.corpus.positions:,} positions in {record.corpus.blocks:,} "
+        "texts; 95% intervals in brackets"
+    )
+    return f"{heading}\n\n{tabulate(rows, headers=headers, disable_numparse=True)}"
+
+
+def _text(found: Estimated, form: str, factor: float = 1.0) -> str:
+    low, high = (form.format(factor * value) for value in found.interval)
+    return f"{form.format(factor * found.value)} [{low}, {high}]"
