@@ -59,6 +59,18 @@ NOT_RUN = {
         "tests/integration/test_distill.py resumes a killed distillation"
     ),
     "rsg-harness sweep --data DIR --limit 200": "six processes; the sweeps over fewer backends are run",
+    "rsg-harness divergence --model embedded --backends torch,mlx-q8,mlx-q4 --corpus rsg --data DIR": (
+        "minutes with the real model; tests/integration/test_divergence.py measures a small one"
+    ),
+    "rsg-harness divergence --model embedded --corpus FILE --limit 500": (
+        "minutes with the real model; tests/integration/test_divergence.py measures a small one"
+    ),
+    "rsg-harness train --recipe gemma-3-270m --data DIR --start CHECKPOINT --output NEW": (
+        "hours; tests/integration/test_train.py continues from a small checkpoint"
+    ),
+    "rsg-harness train --recipe gemma-3-1b-it --data hub --weights mlx-q4": (
+        "needs a GPU; tests/integration/test_train.py trains a small model for mlx-q4"
+    ),
     "rsg-harness quantize --method dwq --data DIR --output dwq": (
         "hours without MLX's GPU; tests/integration/test_quantize.py learns with little text"
     ),
