@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,8 @@ if TYPE_CHECKING:
     import torch
 
 _PREFIX = "base_model.model."
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+# The files of an adapter as peft writes it.
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,8 @@ def read_low_rank(directory: Path) -> dict[str, LowRank]:
     """Return an adapter's matrices by the name of the linear layer, as transformers names it."""
     from safetensors.torch import load_file
 
-    config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-    tensors = load_file(directory / WEIGHTS)
+    config = json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    tensors = load_file(directory / ADAPTER)
     scale = config["lora_alpha"] / config["r"]
     names = [name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight")]
     return {
@@ -37,12 +39,12 @@ def read_low_rank(directory: Path) -> dict[str, LowRank]:
     }
 
 
-def describe_low_rank(directory: Path) -> str:
+def describe_low_rank(adapter: Mapping[str, LowRank]) -> str:
     """Say what stands beside the quantised weights: "LoRA of rank 32 in bfloat16 beside them"."""
-    first = next(iter(read_low_rank(directory).values()))
+    first = next(iter(adapter.values()))
     return f"LoRA of rank {len(first.down)} in {str(first.down.dtype).removeprefix('torch.')} beside them"
 
 
-def low_rank_bytes(directory: Path) -> int:
+def low_rank_bytes(adapter: Mapping[str, LowRank]) -> int:
     """Return the bytes of an adapter's matrices as stored."""
-    return sum(part.down.nbytes + part.up.nbytes for part in read_low_rank(directory).values())
+    return sum(part.down.nbytes + part.up.nbytes for part in adapter.values())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 
 from adapters.architecture import Architecture, Logits, read_architecture
 from adapters.base import Backend, BackendInfo, OutOfMemory, Prefix, Sampling, UserError, library_errors
-from adapters.low_rank import read_low_rank
+from adapters.low_rank import LowRank
 from adapters.mlx_weights import (
     describe_weights,
     mlx_config,
@@ -83,7 +83,7 @@ def load_mlx(
     *,
     dtype: str = "auto",
     stored: str | None = None,
-    adapter: Path | None = None,
+    adapter: Mapping[str, LowRank] | None = None,
     options: dict[str, Any] | None = None,
 ) -> MlxBackend:
     """Load a checkpoint for MLX.
@@ -94,7 +94,7 @@ def load_mlx(
         dtype: Type of the computation: "float32", "bfloat16", "float16" or "auto". "auto" is float32 on a CPU, where
             MLX's 16-bit kernels accumulate in 16 bits; on a GPU it is `stored`, or bfloat16.
         stored: "float16" or "bfloat16": the type to which an unquantised checkpoint's weights are rounded first.
-        adapter: Directory of a LoRA adapter that is computed beside the weights; None: there is none.
+        adapter: LoRA that is computed beside the weights, from `read_low_rank`; None: there is none.
         options: Values of --backend-arg, for the record.
 
     Raises:
@@ -141,7 +141,7 @@ def load_mlx(
     return MlxBackend(model, tokenizer, info, end_tokens(tokenizer, eos), architecture)
 
 
-def _put_beside(model: Any, adapter: Path) -> None:
+def _put_beside(model: Any, adapter: Mapping[str, LowRank]) -> None:
     """Wrap linear layers in mlx-lm's LoRA layers, with an adapter's matrices."""
     import mlx.core as mx
     from mlx.utils import tree_unflatten
@@ -149,7 +149,7 @@ def _put_beside(model: Any, adapter: Path) -> None:
 
     linear = dict(model.named_modules())
     wrapped = []
-    for name, part in read_low_rank(adapter).items():
+    for name, part in adapter.items():
         layer = LoRALinear.from_base(linear[name], r=len(part.down), scale=part.scale)
         layer.lora_a = mx.array(part.down.float().numpy().T)
         layer.lora_b = mx.array(part.up.float().numpy().T)
@@ -248,54 +248,58 @@ class MlxBackend(Backend):
         if len(tokens) and not 0 <= int(np.min(tokens)) <= int(np.max(tokens)) < vocabulary:
             raise ValueError(f"token ids must lie in 0 to {vocabulary - 1}")
         rows, row_of = np.unique(np.asarray(sources), return_inverse=True)
-        block = min(vocabulary, max(1, PROJECTION_BYTES // (4 * self.info.hidden_size)))
-        height = max(1, PROJECTION_BYTES // (4 * block))
+        height = max(1, PROJECTION_BYTES // (4 * self._block))
         with memory_errors():
             for start in range(0, len(rows), height):
                 asked = np.flatnonzero((row_of >= start) & (row_of < start + height))
                 x = mx.array(np.ascontiguousarray(hidden[rows[start : start + height]], dtype=np.float32))
-                found = self._project_rows(x, row_of[asked] - start, np.asarray(tokens)[asked], block)
+                found = self._project_rows(x, row_of[asked] - start, np.asarray(tokens)[asked])
                 logprobs[asked], best[asked] = found
             mx.clear_cache()
         return logprobs, best
 
-    def _project_rows(self, x: Any, rows: np.ndarray, tokens: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
+    @property
+    def _block(self) -> int:
+        """The number of tokens of the vocabulary that are projected to at a time."""
+        return min(self._vocabulary_matrix.weight.shape[0], max(1, PROJECTION_BYTES // (4 * self.info.hidden_size)))
+
+    def _logit_blocks(self, x: Any) -> Iterator[tuple[slice, Any]]:
+        """Yield the logits of float32 states [n, hidden size] a block of the vocabulary at a time."""
+        vocabulary, block = self._vocabulary_matrix.weight.shape[0], self._block
+        for start in range(0, vocabulary, block):
+            part = slice(start, min(start + block, vocabulary))
+            yield part, _block_logits(self._mx, self._vocabulary_matrix, x, part, self._logits)
+
+    def _project_rows(self, x: Any, rows: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Do `project` for a few rows: go through the vocabulary in blocks and keep the maximum and the sum.
 
         Args:
             x: float32 array [n, hidden size].
             rows: [m], the row of `x` that predicts each token.
             tokens: [m], the token ids asked for.
-            block: Tokens of the vocabulary in a block.
         """
         mx = self._mx
-        head = self._vocabulary_matrix
         row, token = mx.array(rows.astype(np.int32)), mx.array(tokens.astype(np.int32))
         peak = mx.full((x.shape[0],), -mx.inf)
         total = mx.zeros((x.shape[0],))
         logit = mx.zeros((len(rows),))
-        for start in range(0, head.weight.shape[0], block):
-            logits = _block_logits(mx, head, x, slice(start, start + block), self._logits)
+        for part, logits in self._logit_blocks(x):
             new_peak = mx.maximum(peak, logits.max(axis=-1))
             total = total * mx.exp(peak - new_peak) + mx.exp(logits - new_peak[:, None]).sum(axis=-1)
             peak = new_peak
-            inside = (token >= start) & (token < start + logits.shape[1])
-            logit = mx.where(inside, logits[row, mx.clip(token - start, 0, logits.shape[1] - 1)], logit)
+            inside = (token >= part.start) & (token < part.stop)
+            logit = mx.where(inside, logits[row, mx.clip(token - part.start, 0, logits.shape[1] - 1)], logit)
             mx.eval(peak, total, logit)
         found = np.array(logit - (peak + mx.log(total))[row]).astype(np.float64)
         return found, np.array(logit >= peak[row]) & np.isfinite(found)
 
     def vocabulary_logits(self, hidden: np.ndarray) -> np.ndarray:
-        mx, head = self._mx, self._vocabulary_matrix
-        vocabulary = head.weight.shape[0]
-        block = min(vocabulary, max(1, PROJECTION_BYTES // (4 * self.info.hidden_size)))
-        x = mx.array(np.ascontiguousarray(hidden, dtype=np.float32))
-        logits = np.empty((len(hidden), vocabulary), dtype=np.float32)
+        x = self._mx.array(np.ascontiguousarray(hidden, dtype=np.float32))
+        logits = np.empty((len(hidden), self._vocabulary_matrix.weight.shape[0]), dtype=np.float32)
         with memory_errors():
-            for start in range(0, vocabulary, block):
-                part = slice(start, start + block)
-                logits[:, part] = np.array(_block_logits(mx, head, x, part, self._logits))
-            mx.clear_cache()
+            for part, found in self._logit_blocks(x):
+                logits[:, part] = np.array(found)
+            self._mx.clear_cache()
         return logits
 
     def library_logprobs(self, tokens: Sequence[int]) -> np.ndarray:

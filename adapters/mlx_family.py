@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters.base import Backend, BackendKind, Family, Finding, LoadRequest, UserError, first_line, is_installed
+from adapters.low_rank import LowRank, read_low_rank
 from adapters.torch_family import set_threads, torch_problem
 
 _BITS = (8, 6, 5, 4, 3, 2)
@@ -44,11 +45,12 @@ class MlxFamily(Family):
         set_threads(request.args)
         mlx_dir, args = _mlx_directory(kind, request)
         stored = kind.settings.get("stored")
+        adapter = _adapter(request)
         if request.execution == "torch":
-            return _load_in_torch(kind.name, mlx_dir, request.dtype, stored, adapter=request.adapter)
+            return _load_in_torch(kind.name, mlx_dir, request.dtype, stored, adapter=adapter)
         from adapters.mlx_backend import load_mlx
 
-        return load_mlx(kind.name, mlx_dir, dtype=request.dtype, stored=stored, adapter=request.adapter, options=args)
+        return load_mlx(kind.name, mlx_dir, dtype=request.dtype, stored=stored, adapter=adapter, options=args)
 
     def dtypes(self, kind: BackendKind) -> tuple[str, ...]:
         return ("float32", "bfloat16", "float16") if metal_is_there() else ("float32",)
@@ -56,7 +58,7 @@ class MlxFamily(Family):
     def reference(self, kind: BackendKind, request: LoadRequest) -> Backend:
         mlx_dir, _ = _mlx_directory(kind, request)
         stored = kind.settings.get("stored")
-        return _load_in_torch(kind.name, mlx_dir, "float32", stored, device="cpu", adapter=request.adapter)
+        return _load_in_torch(kind.name, mlx_dir, "float32", stored, device="cpu", adapter=_adapter(request))
 
     def findings(self) -> list[Finding]:
         if problem := mlx_problem():
@@ -106,13 +108,21 @@ def _mlx_directory(kind: BackendKind, request: LoadRequest) -> tuple[Path, dict[
     return made, args
 
 
+def _adapter(request: LoadRequest) -> dict[str, LowRank] | None:
+    return read_low_rank(request.adapter) if request.adapter else None
+
+
 def _load_in_torch(
-    name: str, mlx_dir: Path, dtype: str, stored: str | None, device: str = "auto", adapter: Path | None = None
+    name: str,
+    mlx_dir: Path,
+    dtype: str,
+    stored: str | None,
+    device: str = "auto",
+    adapter: Mapping[str, LowRank] | None = None,
 ) -> Backend:
     """Load an MLX backend's weights into PyTorch, an adapter added to them: its quality without its speed."""
     import torch
 
-    from adapters.low_rank import read_low_rank
     from adapters.mlx_weights import dequantized_state, describe_weights, stored_bytes
     from adapters.torch_backend import load_torch, pick_device, pick_dtype
 
@@ -122,7 +132,7 @@ def _load_in_torch(
         dtype = "float32"
     computed = "bfloat16" if pick_dtype(dtype, device) is torch.bfloat16 else "float32"
     state = dict(dequantized_state(mlx_dir, "float32" if adapter else computed, stored=stored))
-    for layer, part in (read_low_rank(adapter) if adapter else {}).items():
+    for layer, part in (adapter or {}).items():
         state[f"{layer}.weight"] += part.scale * part.up.float() @ part.down.float()
     return load_torch(
         name,

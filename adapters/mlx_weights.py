@@ -13,12 +13,12 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from adapters.base import CachedDirectory, UserError, library_errors
-from adapters.low_rank import describe_low_rank, low_rank_bytes
+from adapters.low_rank import LowRank, describe_low_rank, low_rank_bytes
 from adapters.weight_files import text_headers, weight_files
 
 # What MLX can quantise to: mode -> (bits, group sizes).
@@ -28,6 +28,8 @@ QUANTIZATION_MODES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "nvfp4": ((4,), (16,)),
     "mxfp8": ((8,), (32,)),
 }
+# How MLX quantises where nothing else is asked for.
+GROUP_SIZE, MODE = 64, "affine"
 # mlx-lm's mixed recipes give more bits to the matrices to which llama.cpp's K-quants give more.
 MIXED_RECIPES = ("mixed_3_4", "mixed_3_6", "mixed_4_6")
 BYTES_PER_VALUE = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -169,8 +171,8 @@ def ensure_mlx_model(
         model_dir: A transformers or an MLX checkpoint (config.json, model*.safetensors, tokenizer).
         bits: Per weight, or None for no quantisation: then `model_dir` itself is returned.
         dtype: "float16", "bfloat16" or "float32", of what a conversion leaves unquantised (norms, scales, biases).
-        group_size: Number of weights that share a scale; None: as the checkpoint is quantised, else 64.
-        mode: MLX's quantisation mode, a key of QUANTIZATION_MODES; None: as the checkpoint is quantised, else "affine".
+        group_size: Number of weights that share a scale; None: as the checkpoint is quantised, else `GROUP_SIZE`.
+        mode: MLX's quantisation mode, a key of QUANTIZATION_MODES; None: as the checkpoint is quantised, else `MODE`.
         cached: Makes directories of the cache; several processes may share it.
         fingerprint: Identifies the contents of `model_dir`.
 
@@ -184,7 +186,7 @@ def ensure_mlx_model(
         return model_dir
     if bits is None:
         return model_dir
-    group_size, mode = group_size or 64, mode or "affine"
+    group_size, mode = group_size or GROUP_SIZE, mode or MODE
     staged_config = {**mlx_config(config), "dtype": dtype}
     check_quantization(staged_config, bits, group_size, mode)
     settings = [CONVERSION_VERSION, fingerprint, bits, group_size, mode, dtype]
@@ -329,7 +331,7 @@ def layer_quantization(
     return layer
 
 
-def describe_weights(model_dir: Path, stored: str | None = None, adapter: Path | None = None) -> str:
+def describe_weights(model_dir: Path, stored: str | None = None, adapter: Mapping[str, LowRank] | None = None) -> str:
     """Say how the weights are stored: "4-bit, group size 64", or `stored` for an unquantised checkpoint."""
     if adapter:
         return f"{describe_weights(model_dir, stored)}, {describe_low_rank(adapter)}"
@@ -344,7 +346,7 @@ def describe_weights(model_dir: Path, stored: str | None = None, adapter: Path |
     return f"{bits}-bit, group size {quantization['group_size']}{'' if mode == 'affine' else ', ' + mode}"
 
 
-def stored_bytes(model_dir: Path, dtype: str | None = None, adapter: Path | None = None) -> int:
+def stored_bytes(model_dir: Path, dtype: str | None = None, adapter: Mapping[str, LowRank] | None = None) -> int:
     """Return the bytes of all weights as stored, with the scales and biases of the quantisation.
 
     Args:

@@ -14,31 +14,45 @@ SETTINGS = "settings.json"
 
 
 def agree_on_settings(directory: Path, settings: dict[str, Any], *, resume: bool, what: str) -> None:
-    """Keep the settings of new work in its directory, or hold those of resumed work against the kept ones.
+    """Check the settings of work and keep those of new work: `check_settings`, then `keep_settings`."""
+    check_settings(directory, settings, resume=resume, what=what)
+    keep_settings(directory, settings)
+
+
+def check_settings(directory: Path, settings: dict[str, Any], *, resume: bool, what: str) -> None:
+    """Hold the settings of resumed work against the kept ones; new work must find none. Nothing is written.
 
     Args:
-        directory: Of the work; made if missing.
+        directory: Of the work.
         settings: Everything that decides the result, as plain JSON values.
         resume: Whether the user wants to continue.
         what: The work in words, for messages: "training run".
 
     Raises:
-        UserError: Unfinished work is in the way, there is none to resume, its settings differ, or the directory
-            cannot be written.
+        UserError: Unfinished work is in the way, there is none to resume, or its settings differ.
     """
-    path = directory / SETTINGS
     if not resume:
-        if path.exists():
+        if (directory / SETTINGS).exists():
             raise UserError(f"{directory} holds an unfinished {what}", "continue it with --resume, or remove it")
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot write to {directory}: {error.strerror}", "name another --output") from error
-        write_atomically(path, json.dumps(settings, ensure_ascii=False, indent=2) + "\n")
         return
-    if not path.exists():
+    if not (directory / SETTINGS).exists():
         raise UserError(f"no {what} to resume in {directory}", "leave out --resume, or name its --output")
     check_same_settings(directory, read_settings(directory), settings)
+
+
+def keep_settings(directory: Path, settings: dict[str, Any]) -> None:
+    """Keep the settings of new work in its directory, which is made if missing; those of resumed work stay.
+
+    Raises:
+        UserError: The directory cannot be written.
+    """
+    if (directory / SETTINGS).exists():
+        return
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {directory}: {error.strerror}", "name another --output") from error
+    write_atomically(directory / SETTINGS, json.dumps(settings, ensure_ascii=False, indent=2) + "\n")
 
 
 def read_settings(directory: Path) -> dict[str, Any]:

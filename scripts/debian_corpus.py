@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
-from harness.adaptation.corpus import russian_share
+from harness.data.corpus import russian_share
 
 _BLOCK_TAGS = {"p", "div", "li", "td", "th", "tr", "h1", "h2", "h3", "h4", "h5", "dt", "dd", "br", "title", "pre"}
 _HIDDEN_TAGS = {"script", "style"}

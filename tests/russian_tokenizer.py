@@ -15,7 +15,7 @@ _UNUSED = ["<unused0>", "<unused1>"]
 
 @functools.cache
 def mini_texts() -> tuple[str, ...]:
-    from harness.adaptation.corpus import task_texts
+    from harness.data.corpus import task_texts
 
     return tuple(dict.fromkeys(text for texts in task_texts("mini").values() for text in texts))
 

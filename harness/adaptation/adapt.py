@@ -19,13 +19,13 @@ from adapters.architecture import read_architecture
 from adapters.mlx_weights import parameter_count, stored_bytes
 from harness.adaptation import tokenizer_file
 from harness.adaptation.analyse import cost_table, count_tokens, text_use, use_table, vocabulary_cost
-from harness.adaptation.corpus import Corpus, read_corpus, russian_share, task_texts
 from harness.adaptation.likelihood import measure_texts
 from harness.adaptation.merges import learn_merges
 from harness.adaptation.model_files import write_model
 from harness.adaptation.new_rows import start_rows
 from harness.adaptation.options import AdaptOptions, check_adapt_options, check_analyse_options
 from harness.adaptation.pretrain import pretrain
+from harness.data.corpus import Corpus, read_corpus, russian_share, task_texts
 from harness.errors import UserError
 from harness.files import MIB, whole_directory
 from harness.models.checkpoint import write_merged

@@ -11,6 +11,8 @@ The figures are those of llama.cpp's `llama-perplexity --kl-divergence` ("Mean K
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import logging
 import math
 import time
@@ -23,15 +25,14 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from adapters.base import Backend, OutOfMemory
-from harness.adaptation.corpus import Corpus, read_corpus
+from adapters.base import OutOfMemory
+from harness.data.corpus import Corpus, read_corpus
 from harness.data.sampling import evenly_spread
 from harness.errors import UserError
-from harness.evaluation.divergence_options import DivergenceOptions, check_divergence_options
+from harness.evaluation.divergence_options import DivergenceOptions, check_divergence_options, model_options
 from harness.evaluation.summary import model_record
-from harness.files import MIB
+from harness.files import MIB, write_atomically
 from harness.models.open import OpenModel, open_model
-from harness.models.options import ModelOptions
 from harness.models.resolve import LocalModel, find_model, provide
 from harness.progress import Bar
 from harness.records import provenance
@@ -44,29 +45,37 @@ from harness.records.divergence import (
     write_divergence,
 )
 from harness.scoring.encoding import TextEncoder
+from harness.scoring.scorer import ScoringStatistics, hidden_states_halving
 from harness.settings import SETTINGS, agree_on_settings
+from harness.tasks.metrics import resampled_sums
 
 # Positions whose logits over the whole vocabulary are held at once: 64 rows of 262,144 are 67 MB a backend.
 POSITION_CHUNK = 64
 # Blocks that are measured and kept together.
 BLOCKS_PER_PART = 32
-BOOTSTRAP_SAMPLES = 1000
 _PART = "part-{number:06d}.npz"
-# What is kept of each position: of KL, the right token's log-probability, and whether the likeliest token is the
-# reference's, and the right one.
-_KEPT = ("kl", "logprob", "same_best", "right")
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Positions:
-    """What one backend gave at every position, arrays [positions]: float64, float64, bool, bool."""
+    """What one backend gave at every position, arrays [positions].
+
+    Attributes:
+        kl: KL(reference ‖ backend), nats, float64.
+        logprob: Of the right token, float64.
+        same_best: Whether the likeliest token is the reference's.
+        right: Whether the likeliest token is the right one.
+    """
 
     kl: np.ndarray
     logprob: np.ndarray
     same_best: np.ndarray
     right: np.ndarray
+
+
+_KEPT = tuple(field.name for field in dataclasses.fields(Positions))
 
 
 def divergence(options: DivergenceOptions) -> tuple[DivergenceRecord, Path]:
@@ -97,7 +106,13 @@ def divergence(options: DivergenceOptions) -> tuple[DivergenceRecord, Path]:
     agree_on_settings(directory, settings, resume=options.resume, what="measurement")
     opened = [_open(options, backend, local) for backend in options.backends]
     _refuse_other_vocabularies(options.backends, opened)
-    _measure(opened, blocks, directory)
+    try:
+        _measure(opened, blocks, directory)
+    except OutOfMemory as error:
+        raise UserError(
+            f"not enough memory for {len(opened)} backends side by side: {error}",
+            "name fewer --backends, and the same reference, in each of several measurements",
+        ) from error
     record = _record(options, corpus.name, corpus_hash, blocks, opened, directory)
     write_divergence(directory / DIVERGENCE, record)
     for leftover in [*directory.glob("part-*.npz"), directory / SETTINGS]:
@@ -106,11 +121,8 @@ def divergence(options: DivergenceOptions) -> tuple[DivergenceRecord, Path]:
 
 
 def _open(options: DivergenceOptions, spec: str, local: LocalModel) -> OpenModel:
-    name, *arguments = spec.split(":")
     log.info("loading %s for %s", local.name, spec)
-    return open_model(
-        ModelOptions(options.model, name, tuple(arguments), options.execution, options.dtype, "off"), local
-    )
+    return open_model(model_options(options, spec), local)
 
 
 def _refuse_other_vocabularies(backends: Sequence[str], opened: Sequence[OpenModel]) -> None:
@@ -133,10 +145,9 @@ def _measure(opened: Sequence[OpenModel], blocks: Sequence[str], directory: Path
             path = directory / _PART.format(number=number)
             if not path.exists():
                 rows = [row for block, text in enumerate(part) for row in _rows(encoder, text, start + block, context)]
-                found = _part(opened, rows)
-                temporary = path.with_suffix(".tmp.npz")
-                np.savez(temporary, **found)  # type: ignore[arg-type]
-                temporary.replace(path)
+                content = io.BytesIO()
+                np.savez(content, **_part(opened, rows))  # type: ignore[arg-type]
+                write_atomically(path, content.getvalue())
             bar.advance(len(part))
 
 
@@ -158,10 +169,12 @@ def _part(opened: Sequence[OpenModel], rows: Sequence[tuple[int, list[int]]]) ->
     for batch in _batches(rows, min(one.backend.info.batch_tokens for one in opened)):
         targets = np.concatenate([np.array(tokens[1:]) for _, tokens in batch])
         blocks.append(np.concatenate([np.full(len(tokens) - 1, block) for block, tokens in batch]))
+        inputs = [tokens[:-1] for _, tokens in batch]
+        positions = [list(range(len(row))) for row in inputs]
         hidden = []
         for number, one in enumerate(opened):
             started = time.monotonic()
-            hidden.append(_hidden_states(one.backend, [tokens[:-1] for _, tokens in batch]))
+            hidden.append(hidden_states_halving(one.backend, inputs, positions, ScoringStatistics())[0])
             seconds[number] += time.monotonic() - started
         for start in range(0, len(targets), POSITION_CHUNK):
             chunk = slice(start, start + POSITION_CHUNK)
@@ -190,16 +203,6 @@ def _batches(rows: Sequence[tuple[int, list[int]]], batch_tokens: int) -> Iterat
         batch.append(row)
     if batch:
         yield batch
-
-
-def _hidden_states(backend: Backend, rows: list[list[int]]) -> np.ndarray:
-    try:
-        return backend.hidden_states(rows, [list(range(len(row))) for row in rows])[0]
-    except OutOfMemory:
-        if len(rows) == 1:
-            raise
-    middle = len(rows) // 2
-    return np.concatenate([_hidden_states(backend, rows[:middle]), _hidden_states(backend, rows[middle:])])
 
 
 def compare_distributions(reference: Any, logits: np.ndarray, targets: np.ndarray) -> tuple[dict[str, np.ndarray], Any]:
@@ -310,13 +313,8 @@ def ratio_estimate(numerators: np.ndarray, denominators: np.ndarray, seed: int) 
         denominators: float [blocks].
         seed: Of the bootstrap.
     """
-    rng = np.random.default_rng(seed)
-    count = len(numerators)
-    draws = np.empty(BOOTSTRAP_SAMPLES)
-    for number in range(BOOTSTRAP_SAMPLES):
-        weights = np.bincount(rng.integers(0, count, count), minlength=count)
-        draws[number] = (weights @ numerators) / (weights @ denominators)
-    low, high = np.percentile(draws, [2.5, 97.5])
+    sums = resampled_sums(np.stack([numerators, denominators], axis=1), seed)
+    low, high = np.percentile(sums[:, 0] / sums[:, 1], [2.5, 97.5])
     return Estimated(value=float(numerators.sum() / denominators.sum()), interval=(float(low), float(high)))
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapters.registry import DTYPES, EXECUTIONS
 from harness.errors import UserError
-from harness.models.options import ModelOptions, check_choices, check_model_options, check_numbers
+from harness.models.options import COMPARED_BACKENDS, ModelOptions, backend_of, check_model_options, check_numbers
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class DivergenceOptions:
 
     corpus: str = "rsg"
     model: str | None = None
-    backends: tuple[str, ...] = ("torch", "mlx-fp16", "mlx-q8", "mlx-q6", "mlx-q4", "mlx-q3")
+    backends: tuple[str, ...] = COMPARED_BACKENDS
     execution: str = "auto"
     dtype: str = "auto"
     data: str = "mini"
@@ -52,8 +51,11 @@ def check_divergence_options(options: DivergenceOptions) -> None:
             f"--backends {','.join(options.backends)!r} does not name two or more, each once",
             "name the reference first: torch,mlx-q8,mlx-q4",
         )
-    check_choices(("--execution", options.execution, EXECUTIONS), ("--dtype", options.dtype, DTYPES))
     for spec in options.backends:
-        name, *arguments = spec.split(":")
-        check_model_options(ModelOptions(options.model, name, tuple(arguments)))
+        check_model_options(model_options(options, spec))
     check_numbers(("--limit", options.limit, 1), ("--seed", options.seed, 0))
+
+
+def model_options(options: DivergenceOptions, spec: str) -> ModelOptions:
+    """Return how the model is opened on one of the backends. Texts of a corpus go through no chat template."""
+    return ModelOptions(options.model, *backend_of(spec), options.execution, options.dtype, apply_chat_template="off")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-from harness.models.options import ModelOptions, check_choices, check_model_options, check_numbers
+from harness.models.options import COMPARED_BACKENDS, ModelOptions, check_choices, check_model_options, check_numbers
 from harness.tasks import SPLITS
 
 
@@ -39,7 +39,7 @@ class SweepOptions(RunOptions):
         output: The directories' common start; a backend's name follows.
     """
 
-    backends: tuple[str, ...] = ("torch", "mlx-fp16", "mlx-q8", "mlx-q6", "mlx-q4", "mlx-q3")
+    backends: tuple[str, ...] = COMPARED_BACKENDS
     command: str = "rsg-harness sweep"
 
 

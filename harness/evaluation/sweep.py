@@ -13,6 +13,7 @@ from harness.errors import UserError
 from harness.evaluation.options import RunOptions, SweepOptions, check_run_options
 from harness.evaluation.run import run
 from harness.files import MIB
+from harness.models.options import backend_of
 from harness.processes import run_in_subprocess, started_processes
 from harness.records.run import RunRecord
 from harness.reports.compare import Comparison, compare, verdict
@@ -70,10 +71,10 @@ def sweep(options: SweepOptions) -> list[SweepRow]:
 
 
 def _of_backend(options: SweepOptions, backend: str) -> RunOptions:
-    name, *arguments = backend.split(":")
+    name, arguments = backend_of(backend)
     output = options.output and options.output.with_name("-".join([options.output.name, name, *arguments]))
     resume = output is not None and options.resume and output.exists()
-    return replace(options, backend=name, backend_args=tuple(arguments), output=output, resume=resume)
+    return replace(options, backend=name, backend_args=arguments, output=output, resume=resume)
 
 
 def sweep_table(rows: Sequence[SweepRow]) -> str:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from harness.errors import UserError
-from harness.files import cached_directory, file_hash, whole_directory
+from harness.files import file_hash, whole_directory
 from harness.models.heads import HeadLayout, Heads
 from harness.models.lora import copy_tokenizer, merge_peft
 from harness.records.base import Record, read_record, write_record
@@ -28,8 +28,6 @@ from harness.tasks.prompts import ChosenTask, prompt_hash
 FORMAT_VERSION = 1
 DESCRIPTION = "rsg_checkpoint.json"
 HEADS = "heads.safetensors"
-ADAPTER = "adapter_model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
 LAYERS = "layers.safetensors"
 
 
@@ -256,29 +254,6 @@ def fuse(directory: Path, checkpoint: Checkpoint, base_dir: Path, target: Path) 
                 raise UserError(f"{directory / LAYERS} does not fit the base model: {unknown[0]}", "copy it again")
         with torch.no_grad():
             model.to(stored).save_pretrained(target)
-    copy_tokenizer(base_dir, target)
-
-
-def write_rounded(base_dir: Path, bits: int, fingerprint: str, target: Path) -> None:
-    """Write a model whose matrices hold what MLX computes with after quantising them, in the base model's type.
-
-    Args:
-        base_dir: Transformers directory of the model.
-        bits: Of MLX's quantisation, mode affine with groups of 64.
-        fingerprint: Of the model.
-        target: An existing empty directory.
-    """
-    from adapters.architecture import read_architecture
-    from adapters.mlx_weights import dequantized_state, ensure_mlx_model
-    from adapters.torch_backend import load_weights
-    from harness.quiet import quiet_libraries
-
-    made = ensure_mlx_model(base_dir, bits=bits, dtype="bfloat16", cached=cached_directory, fingerprint=fingerprint)
-    with quiet_libraries():
-        architecture = read_architecture(base_dir)
-        stored = architecture.config.dtype or "bfloat16"
-        model = load_weights(base_dir, architecture, stored, dict(dequantized_state(made)))
-        model.save_pretrained(target)
     copy_tokenizer(base_dir, target)
 
 

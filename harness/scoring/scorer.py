@@ -87,6 +87,33 @@ class _Block:
         return self.positions >= POSITIONS_PER_BLOCK or self.tokens >= TOKENS_PER_BLOCK
 
 
+def hidden_states_halving(
+    backend: Backend,
+    rows: Sequence[Sequence[int]],
+    positions: Sequence[Sequence[int]],
+    statistics: ScoringStatistics,
+    prefix: Prefix | None = None,
+    keep: bool = False,
+) -> tuple[np.ndarray, Prefix | None]:
+    """Do `Backend.hidden_states`, in smaller batches where a batch does not fit.
+
+    Raises:
+        OutOfMemory: Not even a single row fits.
+    """
+    try:
+        statistics.forward_passes += 1
+        statistics.padding += len(rows) * max(map(len, rows)) - sum(map(len, rows))
+        return backend.hidden_states(rows, positions, prefix, keep)
+    except OutOfMemory:
+        if len(rows) == 1:
+            raise
+    statistics.halved += 1
+    middle = len(rows) // 2
+    first, _ = hidden_states_halving(backend, rows[:middle], positions[:middle], statistics, prefix)
+    second, _ = hidden_states_halving(backend, rows[middle:], positions[middle:], statistics, prefix)
+    return np.concatenate([first, second]), None
+
+
 class Scorer:
     """Scores a plan on a backend.
 
@@ -179,29 +206,9 @@ class Scorer:
             for position in positions[-1]:
                 row[position] = index
                 index += 1
-        hidden, kept = self._hidden_states_halving(unit.rows, positions, prefix, keep)
+        hidden, kept = hidden_states_halving(self._backend, unit.rows, positions, self.statistics, prefix, keep)
         sources = np.array([wanted[p.row][p.position] for p in unit.predictions], dtype=np.int64)
         return hidden, sources, kept
-
-    def _hidden_states_halving(
-        self,
-        rows: Sequence[Sequence[int]],
-        positions: Sequence[Sequence[int]],
-        prefix: Prefix | None,
-        keep: bool,
-    ) -> tuple[np.ndarray, Prefix | None]:
-        try:
-            self.statistics.forward_passes += 1
-            self.statistics.padding += len(rows) * max(map(len, rows)) - sum(map(len, rows))
-            return self._backend.hidden_states(rows, positions, prefix, keep)
-        except OutOfMemory:
-            if len(rows) == 1:
-                raise
-        self.statistics.halved += 1
-        middle = len(rows) // 2
-        first, _ = self._hidden_states_halving(rows[:middle], positions[:middle], prefix, False)
-        second, _ = self._hidden_states_halving(rows[middle:], positions[middle:], prefix, False)
-        return np.concatenate([first, second]), None
 
     def _finish(self, unit: Unit, hidden: np.ndarray, sources: np.ndarray) -> None:
         block = self._block

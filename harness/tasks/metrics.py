@@ -246,12 +246,24 @@ def compute(metric: Metric, items: Sequence[Item]) -> float:
 
 def bootstrap_samples(metric: Metric, items: Sequence[Item], seed: int, samples: int = BOOTSTRAP_SAMPLES) -> np.ndarray:
     """The metric of `samples` resamplings of the clusters, drawn with replacement. Float array [samples]."""
-    counts = _cluster_counts(metric, items)
+    return metric.value(resampled_sums(_cluster_counts(metric, items), seed, samples))
+
+
+def resampled_sums(counts: np.ndarray, seed: int, samples: int = BOOTSTRAP_SAMPLES) -> np.ndarray:
+    """The sums over `samples` resamplings of the clusters, drawn with replacement.
+
+    Args:
+        counts: [clusters, k].
+        seed: Of the draws.
+        samples: Number of resamplings.
+
+    Returns:
+        Float array [samples, k].
+    """
     rng = np.random.default_rng(seed)
-    drawn = np.stack(
+    return np.stack(
         [np.bincount(rng.integers(0, len(counts), len(counts)), minlength=len(counts)) @ counts for _ in range(samples)]
     )
-    return metric.value(drawn)
 
 
 def estimate(metric: Metric, items: Sequence[Item], seed: int = 0) -> Estimate:

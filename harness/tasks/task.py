@@ -317,5 +317,10 @@ class Task:
 
     def head_rows(self, kind: HeadKind) -> int:
         """Return the number of rows that a head of this kind has."""
-        rows = {"classification": len(self.labels), "sigmoid": 1, "ranking": 1, "pair": 1 + PAIR_FEATURES}
-        return rows.get(kind, 0)
+        return {
+            "classification": len(self.labels),
+            "sigmoid": 1,
+            "ranking": 1,
+            "pair": 1 + PAIR_FEATURES,
+            "likelihood": 0,
+        }[kind]

@@ -371,6 +371,16 @@ def _linear_layers(modules: nn.Module) -> list[str]:
     )
 
 
+def trained_layers(model: MultitaskModel) -> dict[str, nn.Parameter]:
+    """Return what is trained of a backbone without LoRA, named as in transformers' causal language model."""
+    prefix = "language_model."
+    return {
+        name.removeprefix(prefix): parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and name.startswith(prefix)
+    }
+
+
 def trained_parameters(model: MultitaskModel, recipe: Recipe) -> dict[str, nn.Parameter]:
     """Return the parameters that training changes, by name."""
     found = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

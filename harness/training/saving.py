@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adapters.low_rank import ADAPTER, ADAPTER_CONFIG
 from harness.models.checkpoint import (
-    ADAPTER,
-    ADAPTER_CONFIG,
     HEADS,
     LAYERS,
     BaseReference,
@@ -26,7 +25,7 @@ from harness.records import provenance
 from harness.tasks import get_task, task_names
 from harness.tasks.prompts import prompt_hash
 from harness.training.data import TrainingData
-from harness.training.model import MultitaskModel
+from harness.training.model import MultitaskModel, trained_layers
 from harness.training.recipe import Recipe
 from harness.training.validation import ValidationScores
 
@@ -104,11 +103,8 @@ def save_checkpoint(directory: Path, name: str, trained: TrainedModel, record: T
         config |= {"base_model_name_or_path": trained.base.origin, "inference_mode": True}
         texts[ADAPTER_CONFIG] = json.dumps(config, default=sorted, indent=2) + "\n"
     else:
-        tensors[LAYERS] = {
-            key.removeprefix("language_model."): value.detach().cpu().contiguous()
-            for key, value in trained.model.named_parameters()
-            if value.requires_grad and key.startswith("language_model.")
-        }
+        layers = trained_layers(trained.model)
+        tensors[LAYERS] = {key: value.detach().cpu().contiguous() for key, value in layers.items()}
     data, base = trained.data, trained.base
     prompts = {task: (chosen.prompt, prompt_hash(chosen)) for task, chosen in data.chosen.items()}
     description = {

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from adapters.low_rank import ADAPTER
 from harness.errors import UserError
 from harness.files import file_hash
 from harness.models.checkpoint import (
-    ADAPTER,
     DESCRIPTION,
     HEADS,
     LAYERS,
@@ -22,7 +22,7 @@ from harness.models.checkpoint import (
     read_checkpoint,
 )
 from harness.models.resolve import LocalModel
-from harness.training.model import MultitaskModel
+from harness.training.model import MultitaskModel, trained_layers
 
 
 def read_start(directory: Path, base: LocalModel) -> tuple[Checkpoint, StartRecord]:
@@ -62,12 +62,7 @@ def continue_from(directory: Path, checkpoint: Checkpoint, model: MultitaskModel
 
         _copy(directory, load_file(directory / ADAPTER), get_peft_model_state_dict(wrapper))
     elif wrapper is None and checkpoint.adaptation == "layers":
-        trained = {
-            name.removeprefix("language_model."): parameter
-            for name, parameter in model.named_parameters()
-            if parameter.requires_grad and name.startswith("language_model.")
-        }
-        _copy(directory, load_file(directory / LAYERS), trained)
+        _copy(directory, load_file(directory / LAYERS), trained_layers(model))
     else:
         raise _other_layers(directory, f"its layers were trained as {checkpoint.adaptation}")
     heads = load_file(directory / HEADS)

@@ -26,7 +26,7 @@ from harness.models.resolve import (
 )
 from harness.progress import show_output
 from harness.scoring.encoding import TextEncoder
-from harness.settings import agree_on_settings
+from harness.settings import check_settings, keep_settings
 from harness.tasks import include
 from harness.training.check import check_packing
 from harness.training.data import Examples, Splits, TrainingData, chosen_prompts, load_splits, prepare_data
@@ -71,14 +71,14 @@ def train(options: TrainOptions) -> Path:
     with accelerator.main_process_first():
         base = provide(reference)
     require_unquantised(base, "train")
-    architecture = check_trainable(recipe, base.path)  # a recipe that cannot work leaves no unfinished run behind
+    architecture = check_trainable(recipe, base.path)
     start, started = read_start(options.start, base) if options.start else (None, None)
     with accelerator.main_process_first():
         source = base if recipe.weights == "whole" else rounded_model(base, recipe.weights)
     settings = _settings(recipe, base, splits, distilled, started)
     work = output.with_name(output.name + ".training")
     if accelerator.is_main_process:
-        agree_on_settings(work, settings, resume=options.resume, what="training run")
+        check_settings(work, settings, resume=options.resume, what="training run")
     accelerator.wait_for_everyone()
     template = chat_template(load_tokenizer(source.path))
     encoder = TextEncoder(template.tokenizer, architecture.config.vocab_size)
@@ -92,6 +92,9 @@ def train(options: TrainOptions) -> Path:
     with accelerator.main_process_first():
         frozen = FrozenLayers(model, _frozen_states(recipe, source, data.examples, model, dtype), data.examples.all())
     trained = TrainedModel(recipe, base, data, model, wrapper)
+    if accelerator.is_main_process:  # only now: what could not be prepared leaves no unfinished run behind
+        keep_settings(work, settings)
+    accelerator.wait_for_everyone()
 
     def save_best(scores: ValidationScores) -> None:
         if accelerator.is_main_process:

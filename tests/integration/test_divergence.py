@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from harness.adaptation.corpus import read_corpus
+from harness.data.corpus import read_corpus
 from harness.evaluation import divergence as module
 from harness.quantization.rounding import matrix_sizes, rounded
 from harness.records.divergence import DIVERGENCE, read_divergence

@@ -155,6 +155,7 @@ def test_a_start_whose_layers_are_others_is_refused(
     assert done.returncode == 2
     assert named in done.stderr
     assert "give the recipe the checkpoint's frozen_layers and lora" in done.stderr
+    assert not (tmp_path / "x.training").exists()  # nothing to remove or to resume before the next try
 
 
 @pytest.mark.parametrize("execution", ["torch", "mlx"])

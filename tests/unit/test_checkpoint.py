@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from adapters.low_rank import ADAPTER, ADAPTER_CONFIG
 from harness.errors import UserError
 from harness.files import whole_directory
 from harness.models.checkpoint import (
-    ADAPTER,
-    ADAPTER_CONFIG,
     DESCRIPTION,
     FORMAT_VERSION,
     HEADS,

@@ -1,4 +1,4 @@
-"""Texts to adapt a vocabulary to: files, a data set of the hub, or the benchmark's own train documents."""
+"""Plain texts: files, a data set of the hub, or the benchmark's own train documents."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.data import cached_split
 from harness.data.jsonlines import read_objects
+from harness.data.sources import cached_split
 from harness.errors import UserError
 from harness.tasks import get_task, trainable_tasks
 

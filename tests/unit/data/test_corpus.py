@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.adaptation.corpus import read_corpus, russian_share
+from harness.data.corpus import read_corpus, russian_share
 from harness.errors import UserError
 
 
