@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers import AttentionInterface
 from transformers.pytorch_utils import Conv1D
 
 from adapters.architecture import Architecture, model_class, read_architecture
-from adapters.torch_attention import PACKED_ATTENTION
+from adapters.torch_attention import PACKED_ATTENTION, packed_attention
 from adapters.torch_backend import apply_rule, load_weights, shares_prefixes
 from harness.errors import UserError, nearest_hint
 from harness.models.heads import HeadLayout, pair_scores
@@ -31,6 +32,8 @@ from harness.training.split import SplitDecoder, decoder_layers
 
 # Positions projected to the whole vocabulary at a time: 128 rows of 262,144 logits are 128 MB in float32.
 POSITION_CHUNK = 128
+# Graphs of a layer: of one row or more, trained or read, below which something is trained or not.
+COMPILED_GRAPHS = 16
 # Least standard deviation by which a hidden state is divided: values that hardly differ between documents stay small.
 SMALLEST_SCALE = 0.05
 
@@ -129,6 +132,16 @@ class MultitaskModel(nn.Module):
         self._continued: set[str] = set()
         # Learned log σ² of each task, used where the recipe weights losses by uncertainty.
         self.log_variances = nn.Parameter(torch.zeros(len(layout.kinds)))
+
+    def compile_layers(self) -> None:
+        """Let torch.compile fuse what the trained layers compute between matrix products.
+
+        Attention stays as it is, so that one graph serves sequences of every length.
+        """
+        torch._dynamo.config.recompile_limit = COMPILED_GRAPHS
+        AttentionInterface.register(PACKED_ATTENTION, torch.compiler.disable(packed_attention))
+        for layer in decoder_layers(self.language_model.get_decoder())[1][self._frozen :]:
+            layer.forward = torch.compile(layer.forward, dynamic=True)
 
     def _first_weights(self, rows: int, width: int) -> torch.Tensor:
         """Return zeros, but random features for pair heads, whose distances could not grow from zero."""
@@ -292,6 +305,20 @@ def check_trainable(recipe: Recipe, model_dir: Path) -> Architecture:
         if target not in there:
             raise UserError(f"lora.targets: the model has no {target!r}", nearest_hint(target, there, "targets"))
     return architecture
+
+
+def require_compiler() -> None:
+    """Raise UserError if there is no C++ compiler, which torch.compile needs on a CPU."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise UserError(
+            "compile: true needs a C++ compiler, and there is none",
+            "install g++ (on macOS: xcode-select --install), name one in CXX, or set compile: false in the recipe",
+        ) from error
 
 
 def build_model(

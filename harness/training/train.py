@@ -33,7 +33,7 @@ from harness.training.data import Examples, Splits, TrainingData, chosen_prompts
 from harness.training.distilled import DistilledData, read_distilled
 from harness.training.frozen import FrozenLayers, FrozenStates
 from harness.training.log import copy_log
-from harness.training.model import MultitaskModel, build_model, check_trainable
+from harness.training.model import MultitaskModel, build_model, check_trainable, require_compiler
 from harness.training.options import TrainOptions
 from harness.training.recipe import Recipe, load_recipe
 from harness.training.saving import TrainedModel, save_checkpoint, training_record
@@ -65,6 +65,8 @@ def train(options: TrainOptions) -> Path:
         show_output(False)
     if accelerator.is_main_process and output.exists():
         raise UserError(f"{output} exists already", "name another --output, or remove it")
+    if recipe.compile and accelerator.device.type == "cpu":
+        require_compiler()
     reference = find_model(recipe.model)
     splits = load_splits(recipe, options.data)
     distilled = read_distilled(options.distilled) if options.distilled else None
@@ -89,6 +91,8 @@ def train(options: TrainOptions) -> Path:
         _start_heads(model, data)
     if options.start and start:
         continue_from(options.start, start, model, wrapper)
+    if recipe.compile:
+        model.compile_layers()
     with accelerator.main_process_first():
         frozen = FrozenLayers(model, _frozen_states(recipe, source, data.examples, model, dtype), data.examples.all())
     trained = TrainedModel(recipe, base, data, model, wrapper)

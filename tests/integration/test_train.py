@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import torch._inductor.config
 from safetensors.numpy import load_file
 
 from harness.models.checkpoint import read_checkpoint
@@ -285,6 +287,8 @@ def test_bad_recipes_are_refused_before_anything_is_loaded(
     assert "the model has 8" in train(frozen_layers=9)
     assert not (tmp_path / "out.training" / "settings.json").exists()  # no run that the corrected recipe would meet
     assert "never trained on" in train(tasks={"lidirus": {}})
+    with torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler")}):
+        assert "needs a C++ compiler" in train(compile=True)
 
 
 def test_a_task_without_training_data_is_refused(

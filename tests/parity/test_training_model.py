@@ -171,6 +171,28 @@ def test_the_loss_and_its_gradients_are_those_of_the_sequences_alone(
         np.testing.assert_allclose(had[name], gradient, atol=2e-4 * scale + 1e-6, err_msg=name)
 
 
+@pytest.mark.slow  # torch.compile takes most of a minute
+def test_compiled_layers_compute_the_same_and_one_graph_serves_every_length(
+    model: MultitaskModel, examples: dict[str, list[Example]]
+) -> None:
+    tasks = ("terra", "danetqa", "russe")
+    expected = {task: packed_scores(model, examples[task]) for task in tasks}
+    wanted = {task: gradients(model, mean_loss(expected[task], examples[task])) for task in tasks}
+    model.compile_layers()
+    torch._dynamo.utils.counters.clear()
+    graphs = []
+    for task in tasks:
+        found = packed_scores(model, examples[task])
+        torch.testing.assert_close(found, expected[task], atol=2e-4, rtol=1e-4)
+        had = gradients(model, mean_loss(found, examples[task]))
+        for name, gradient in wanted[task].items():
+            scale = float(gradient.abs().max())
+            np.testing.assert_allclose(had[name], gradient, atol=2e-4 * scale + 1e-6, err_msg=name)
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert graphs[0] > 0
+    assert graphs == [graphs[0]] * len(tasks)
+
+
 def test_packing_shares_the_passage(examples: dict[str, list[Example]]) -> None:
     for task in ("muserc", "rucos"):
         for example in examples[task]:
