@@ -1,9 +1,9 @@
-"""Measure what the kept output of the frozen layers and the packed sequences save in training.
+"""Measure what the kept output of the frozen layers, compiled layers and packed sequences save in training.
 
     python scripts/training_speed.py --data path/to/official [--frozen 12]
 
-Trains the embedded model on the same batches with and without the cache and compares the second epoch's time and the
-losses; then the tokens and the time of MuSeRC packed and as one sequence per answer.
+Trains the embedded model on the same batches with and without the cache, and compiled without it; compares the second
+epoch's time and the losses. Then the tokens and the time of MuSeRC packed and as one sequence per answer.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from harness.scoring.packing import pack
 from harness.tasks import get_task
 from harness.tasks.prompts import choose
 from harness.tasks.rendering import load_tasks, render_document
+from harness.training.check import compile_and_check
 from harness.training.data import Examples
 from harness.training.examples import Encoding, Example, make_examples
 from harness.training.frozen import FrozenLayers, FrozenStates
@@ -55,7 +56,7 @@ def main() -> None:
         heads_learning_rate=3e-4,
     )
     setup = Setup(recipe, args.data)
-    setup.compare_cache()
+    setup.compare_epochs()
     setup.compare_packing()
 
 
@@ -79,8 +80,10 @@ class Setup:
             chosen = sample_documents(rows, limit, 0)
             self.examples[task] = make_examples(get_task(task), self.tasks[f"rsg_{task}"], chosen, self.encoding)
 
-    def trainer(self, cache: Path | None) -> Trainer:
+    def trainer(self, cache: Path | None = None, compiled: bool = False) -> Trainer:
         model, _ = build_model(self.recipe, self.path, self.layout, self.accelerator.device, self.dtype)
+        if compiled:
+            compile_and_check(model, self.encoding.encoder, self.dtype)
         examples = Examples(self.examples, {})
         states = None
         if cache is not None:
@@ -95,13 +98,18 @@ class Setup:
         budget = self.recipe.batch_tokens
         return [(task, batch) for task, examples in self.examples.items() for batch in one_epoch(examples, budget)]
 
-    def compare_cache(self) -> None:
+    def compare_epochs(self) -> None:
         """Two epochs each way, epochs in turn, so that a slow spell of the machine hits all.
 
         What rounding alone does to the losses shows in a second trainer without the cache.
         """
         with tempfile.TemporaryDirectory() as scratch:
-            trainers = {"with": self.trainer(Path(scratch)), "without": self.trainer(None), "again": self.trainer(None)}
+            trainers = {
+                "with": self.trainer(Path(scratch)),
+                "without": self.trainer(),
+                "again": self.trainer(),
+                "compiled": self.trainer(compiled=True),
+            }
             losses: dict[str, list[float]] = {name: [] for name in trainers}
             seconds: dict[str, list[float]] = {name: [] for name in trainers}
             for _ in range(2):
@@ -110,10 +118,12 @@ class Setup:
                     for batch in self.batches():
                         losses[name].append(trainer._step([batch])["loss"])
                     seconds[name].append(time.monotonic() - started)
-        for name in ("with", "without"):
-            print(f"{name} the cache, seconds an epoch: {', '.join(f'{value:.1f}' for value in seconds[name])}")
+        named = {"with": "with the cache", "without": "without the cache", "compiled": "compiled, without the cache"}
+        for name, what in named.items():
+            print(f"{what}, seconds an epoch: {', '.join(f'{value:.1f}' for value in seconds[name])}")
         print(f"second epoch: {seconds['without'][1] / seconds['with'][1]:.2f} times faster with the cache")
-        for name, what in (("with", "with and without"), ("again", "twice without")):
+        print(f"second epoch: {seconds['without'][1] / seconds['compiled'][1]:.2f} times faster compiled")
+        for name, what in (("with", "with and without"), ("again", "twice without"), ("compiled", "compiled and not")):
             gaps = [abs(a - b) for a, b in zip(losses[name], losses["without"], strict=True)]
             print(
                 f"losses {what}: {gaps[0]:.6f} apart at the first step, at most {max(gaps):.4f}, "

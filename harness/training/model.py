@@ -7,7 +7,7 @@ next.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from transformers import AttentionInterface
 from transformers.pytorch_utils import Conv1D
 
 from adapters.architecture import Architecture, model_class, read_architecture
+from adapters.base import library_errors
 from adapters.torch_attention import PACKED_ATTENTION, packed_attention
 from adapters.torch_backend import apply_rule, load_weights, shares_prefixes
 from harness.errors import UserError, nearest_hint
@@ -32,7 +33,8 @@ from harness.training.split import SplitDecoder, decoder_layers
 
 # Positions projected to the whole vocabulary at a time: 128 rows of 262,144 logits are 128 MB in float32.
 POSITION_CHUNK = 128
-# Graphs of a layer: of one row or more, trained or read, below which something is trained or not.
+# A layer is compiled anew for one row or several, with or without gradients, and where nothing below it is trained.
+# PyTorch stops compiling after 8.
 COMPILED_GRAPHS = 16
 # Least standard deviation by which a hidden state is divided: values that hardly differ between documents stay small.
 SMALLEST_SCALE = 0.05
@@ -140,7 +142,7 @@ class MultitaskModel(nn.Module):
         """
         torch._dynamo.config.recompile_limit = COMPILED_GRAPHS
         AttentionInterface.register(PACKED_ATTENTION, torch.compiler.disable(packed_attention))
-        for layer in decoder_layers(self.language_model.get_decoder())[1][self._frozen :]:
+        for layer in self._upper_layers():
             layer.forward = torch.compile(layer.forward, dynamic=True)
 
     def _first_weights(self, rows: int, width: int) -> torch.Tensor:
@@ -156,11 +158,14 @@ class MultitaskModel(nn.Module):
     def train(self, mode: bool = True) -> MultitaskModel:
         """Switch to training or back. What is frozen knows no dropout, so that its output can be kept."""
         super().train(mode)
-        decoder = self.language_model.get_decoder()
-        decoder.eval()
-        for layer in decoder_layers(decoder)[1][self._frozen :]:
+        self.language_model.get_decoder().eval()
+        for layer in self._upper_layers():
             layer.train(mode)
         return self
+
+    def _upper_layers(self) -> Iterable[Any]:
+        """Return the layers that are trained, in full or by LoRA."""
+        return decoder_layers(self.language_model.get_decoder())[1][self._frozen :]
 
     @torch.no_grad()
     def start_from_verbalizers(self, task: str, verbalizers: Sequence[Sequence[int]]) -> None:
@@ -307,18 +312,13 @@ def check_trainable(recipe: Recipe, model_dir: Path) -> Architecture:
     return architecture
 
 
-def require_compiler() -> None:
-    """Raise UserError if there is no C++ compiler, which torch.compile needs on a CPU."""
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler as error:
-        raise UserError(
-            "compile: true needs a C++ compiler, and there is none",
-            "install g++ (on macOS: xcode-select --install), name one in CXX, or set compile: false in the recipe",
-        ) from error
+def require_compiler(device: torch.device) -> None:
+    """Raise UserError if torch.compile cannot make code for this device."""
+    with library_errors(
+        "compile: true needs a C++ compiler (on a GPU, Triton) that works",
+        "install g++ (on macOS: xcode-select --install), name one in CXX, or set compile: false in the recipe",
+    ):
+        torch.compile(lambda x: x + 1)(torch.zeros(1, device=device))
 
 
 def build_model(
@@ -399,7 +399,7 @@ def _linear_layers(modules: nn.Module) -> list[str]:
 
 
 def trained_layers(model: MultitaskModel) -> dict[str, nn.Parameter]:
-    """Return what is trained of a backbone without LoRA, named as in transformers' causal language model."""
+    """Return what is trained of the backbone; without LoRA, named as in transformers' causal language model."""
     prefix = "language_model."
     return {
         name.removeprefix(prefix): parameter

@@ -91,7 +91,7 @@ class Recipe(_Part):
     save_every: int = Field(default=50, ge=1)  # steps between states to resume from
     patience: int | None = Field(default=None, ge=1)  # evaluations without a better mean before training stops
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    compile: bool = False  # the trained layers, by torch.compile: a minute or two at the start, then faster
+    compile: bool = False  # the trained layers, by torch.compile, which takes a minute or two at the start
     frozen_cache_gb: float = Field(default=20.0, ge=0)  # disk for the output of the frozen layers, GiB; 0: none
     seed: int = 1234
 

@@ -28,7 +28,7 @@ from harness.progress import show_output
 from harness.scoring.encoding import TextEncoder
 from harness.settings import check_settings, keep_settings
 from harness.tasks import include
-from harness.training.check import check_packing
+from harness.training.check import check_packing, compile_and_check
 from harness.training.data import Examples, Splits, TrainingData, chosen_prompts, load_splits, prepare_data
 from harness.training.distilled import DistilledData, read_distilled
 from harness.training.frozen import FrozenLayers, FrozenStates
@@ -65,8 +65,8 @@ def train(options: TrainOptions) -> Path:
         show_output(False)
     if accelerator.is_main_process and output.exists():
         raise UserError(f"{output} exists already", "name another --output, or remove it")
-    if recipe.compile and accelerator.device.type == "cpu":
-        require_compiler()
+    if recipe.compile:
+        require_compiler(accelerator.device)
     reference = find_model(recipe.model)
     splits = load_splits(recipe, options.data)
     distilled = read_distilled(options.distilled) if options.distilled else None
@@ -92,7 +92,7 @@ def train(options: TrainOptions) -> Path:
     if options.start and start:
         continue_from(options.start, start, model, wrapper)
     if recipe.compile:
-        model.compile_layers()
+        compile_and_check(model, encoder, dtype)
     with accelerator.main_process_first():
         frozen = FrozenLayers(model, _frozen_states(recipe, source, data.examples, model, dtype), data.examples.all())
     trained = TrainedModel(recipe, base, data, model, wrapper)

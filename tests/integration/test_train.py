@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 from harness.models.checkpoint import read_checkpoint
 from harness.records.run import read_run, read_samples
 from tests.integration.command import IN_TWO_PROCESSES, RSG_HARNESS
-from tests.integration.training import RECIPE, call, copy_files, steps_of, write_recipe
+from tests.integration.training import RECIPE, call, copy_files, losses_of, steps_of, write_recipe
 from tests.tiny_models import make_tiny_gemma_with_vision, make_tiny_model
 
 # They share the checkpoint and what is trained.
@@ -45,7 +45,7 @@ def test_a_checkpoint_holds_only_safetensors_json_and_its_card(checkpoint: Path)
 
 
 def test_the_loss_falls(checkpoint: Path) -> None:
-    losses = [entry["loss"] for entry in steps_of(checkpoint / "training_log.jsonl") if "loss" in entry]
+    losses = losses_of(checkpoint)
     assert len(losses) == RECIPE["steps"]
     assert sum(losses[-3:]) < sum(losses[:3])
 
@@ -238,11 +238,22 @@ def test_without_the_cache_of_the_frozen_layers_the_loss_curve_is_the_same(
     done = call(shared_environment, "train", "--recipe", recipe, "--output", output)
     assert done.returncode == 0, done.stderr
     assert "output of the frozen layers" not in done.stderr
-    losses = [
-        [entry["loss"] for entry in steps_of(directory / "training_log.jsonl") if "loss" in entry]
-        for directory in (checkpoint, output)
-    ]
-    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert losses_of(output) == pytest.approx(losses_of(checkpoint), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_compiled_layers_train_to_the_same_losses(
+    float32_model: Path, shared_environment: dict[str, str], tmp_path: Path
+) -> None:
+    losses = {}
+    for name, compiled in (("plain", False), ("compiled", True)):
+        # Compiled dropout draws other numbers.
+        recipe = write_recipe(tmp_path, float32_model, compile=compiled, lora={"rank": 4, "alpha": 8}, steps=4)
+        done = call(shared_environment, "train", "--recipe", recipe, "--output", tmp_path / name)
+        assert done.returncode == 0, done.stderr
+        losses[name] = losses_of(tmp_path / name)
+    assert len(losses["plain"]) == 4
+    assert losses["compiled"] == pytest.approx(losses["plain"], rel=1e-4)
 
 
 @pytest.mark.slow

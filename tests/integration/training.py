@@ -65,6 +65,11 @@ def steps_of(log: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
 
 
+def losses_of(checkpoint: Path) -> list[float]:
+    """Return the loss of every step."""
+    return [entry["loss"] for entry in steps_of(checkpoint / "training_log.jsonl") if "loss" in entry]
+
+
 def copy_files(source: Path, target: Path) -> None:
     """Copy the files of a directory, not its directories."""
     for file in source.iterdir():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from harness.scoring.packing import pack, stack
 from harness.tasks import HeadKind, get_task
 from harness.tasks.prompts import choose
 from harness.tasks.rendering import load_tasks
-from harness.training.check import check_packing
+from harness.training.check import check_packing, compile_and_check
 from harness.training.examples import Encoding, Example, make_examples
 from harness.training.loss import batch_targets, question_losses
 from harness.training.model import MultitaskModel, build_model, check_trainable, make_inputs
@@ -142,6 +142,14 @@ def gradients(model: MultitaskModel, loss: torch.Tensor) -> dict[str, torch.Tens
     return {name: value for name, value in zip(parameters, found, strict=True) if value is not None}
 
 
+def assert_same_gradients(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    # A ranking head's bias moves all candidates alike: terms of up to 1 cancel, and what remains is their rounding.
+    for name, gradient in expected.items():
+        scale = float(gradient.abs().max())
+        np.testing.assert_allclose(found[name], gradient, atol=2e-4 * scale + 1e-6, err_msg=name)
+
+
 @pytest.mark.parametrize("task", KINDS)
 def test_a_packed_batch_scores_as_every_sequence_alone(
     model: MultitaskModel, examples: dict[str, list[Example]], task: str
@@ -162,13 +170,9 @@ def test_the_loss_and_its_gradients_are_those_of_the_sequences_alone(
     expected = mean_loss(torch.cat([plain_scores(model, example) for example in batch]), batch)
     found = mean_loss(packed_scores(model, batch), batch)
     torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-4)
-    wanted, had = gradients(model, expected), gradients(model, found)
-    assert wanted.keys() == had.keys()
+    wanted = gradients(model, expected)
     assert any("lora_A" in name for name in wanted)
-    # A ranking head's bias moves all candidates alike: terms of up to 1 cancel, and what remains is their rounding.
-    for name, gradient in wanted.items():
-        scale = float(gradient.abs().max())
-        np.testing.assert_allclose(had[name], gradient, atol=2e-4 * scale + 1e-6, err_msg=name)
+    assert_same_gradients(gradients(model, found), wanted)
 
 
 @pytest.mark.slow  # torch.compile takes most of a minute
@@ -184,10 +188,7 @@ def test_compiled_layers_compute_the_same_and_one_graph_serves_every_length(
     for task in tasks:
         found = packed_scores(model, examples[task])
         torch.testing.assert_close(found, expected[task], atol=2e-4, rtol=1e-4)
-        had = gradients(model, mean_loss(found, examples[task]))
-        for name, gradient in wanted[task].items():
-            scale = float(gradient.abs().max())
-            np.testing.assert_allclose(had[name], gradient, atol=2e-4 * scale + 1e-6, err_msg=name)
+        assert_same_gradients(gradients(model, mean_loss(found, examples[task])), wanted[task])
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     assert graphs[0] > 0
     assert graphs == [graphs[0]] * len(tasks)
@@ -277,6 +278,24 @@ def test_what_cannot_be_split_is_refused_with_the_difference(model: MultitaskMod
     model.windows = dict.fromkeys(model.windows, 4)
     with pytest.raises(UserError, match=r"differ by \d+\.\d+ nats"):
         check_packing(model, TextEncoder(load_tokenizer(model_dir)), torch.float32)
+
+
+def test_compiled_layers_with_other_gradients_are_refused(
+    model: MultitaskModel, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As PyTorch 2.13 compiles Falcon: the same states, other gradients."""
+
+    def compile_wrongly(forward: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
+        def compiled(states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            found = forward(states, *args, **kwargs)
+            return found.detach() + (found - found.detach()) / 2
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", compile_wrongly)
+    with pytest.raises(UserError, match=r"changes the gradients of this model by \d+%") as caught:
+        compile_and_check(model, TextEncoder(load_tokenizer(model_dir)), torch.float32)
+    assert "compile: false" in caught.value.hint
 
 
 def test_dropout_never_reaches_what_is_frozen(layout: HeadLayout, tmp_path: Path) -> None:
