@@ -78,7 +78,10 @@ def add_evaluation(parser: argparse.ArgumentParser) -> Container:
     data = parser.add_argument_group("data")
     add_data(data)
     data.add_argument(
-        "--tasks", type=names, metavar="NAMES", help="comma-separated; rsg (default) and rsg_gen are groups"
+        "--tasks",
+        type=names,
+        metavar="NAMES",
+        help="comma-separated; rsg (default) and rsg_gen are groups; lm-eval's tasks and groups too, by its names",
     )
     data.add_argument("--split", metavar="NAME", help="train, validation (default), test")
     data.add_argument(
@@ -88,8 +91,14 @@ def add_evaluation(parser: argparse.ArgumentParser) -> Container:
         help="this many documents a task, evenly sampled by the seed; for MuSeRC a document is a paragraph with all "
         "its answers (lm-eval's own --limit counts answers, and takes the first ones)",
     )
-    data.add_argument("--num-fewshot", type=int, metavar="N", help="examples before each question (default: 0)")
+    data.add_argument(
+        "--num-fewshot",
+        type=int,
+        metavar="N",
+        help="examples before each question (default: 0, or the number of its own for a task of lm-eval's)",
+    )
     data.add_argument("--prompt", metavar="NAME", help="another prompt than the default: NAME, or TASK=NAME,TASK=NAME")
+    data.add_argument("--system-instruction", metavar="TEXT", help="what stands before everything else, as in lm-eval")
     add_include_path(data)
     work = parser.add_argument_group("work")
     work.add_argument(
@@ -113,7 +122,7 @@ def add_include_path(container: Container) -> None:
         type=path,
         action=Repeated,
         metavar="DIR",
-        help="a directory with a task of your own, YAML and Python; repeatable",
+        help="a directory with tasks of your own, in lm-eval's format or YAML and Python; repeatable",
     )
 
 

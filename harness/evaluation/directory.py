@@ -8,7 +8,7 @@ import logging
 import re
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adapters.registry import BACKENDS, pick_execution
 from harness.data import Split
@@ -22,6 +22,9 @@ from harness.records.run import RESULTS, RunRecord, read_run
 from harness.scoring.store import ProgressStore
 from harness.settings import SETTINGS, agree_on_settings
 from harness.tasks.prompts import TASK_DIR, ChosenTask
+
+if TYPE_CHECKING:
+    from harness.tasks.foreign import ForeignTasks
 
 RUNS_DIR = Path("results") / "runs"
 PROGRESS = "progress.sqlite"
@@ -139,7 +142,11 @@ def _slug(name: str) -> str:
 
 
 def run_settings(
-    options: RunOptions, model: LocalModel, chosen: list[ChosenTask], splits: dict[str, Split]
+    options: RunOptions,
+    model: LocalModel,
+    chosen: list[ChosenTask],
+    splits: dict[str, Split],
+    foreign: ForeignTasks | None,
 ) -> dict[str, Any]:
     """Return everything that decides a run's results. A resumed run must have the same."""
     return {
@@ -151,9 +158,11 @@ def run_settings(
         "data": {task: split.fingerprint for task, split in splits.items()},
         "tasks": {task.file.full_name: task.prompt for task in chosen},
         "task files": _hash_task_files(chosen),
+        "lm-eval tasks": foreign.settings() if foreign else {},
         "split": options.split,
         "limit": options.limit,
         "num-fewshot": options.num_fewshot,
+        "system-instruction": options.system_instruction,
         "apply-chat-template": options.apply_chat_template,
         "batch-tokens": options.batch_tokens,
         "seed": options.seed,

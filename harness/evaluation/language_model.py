@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
+from lm_eval.models.utils import normalize_gen_kwargs
 
 from adapters.base import OutOfMemory, Sampling
 from harness.errors import UserError
@@ -16,12 +17,12 @@ from harness.models.open import OpenModel
 from harness.processes import ALONE, Processes
 from harness.progress import Bar
 from harness.records.provenance import peak_memory
-from harness.scoring.encoding import ScoredSequence, cut_prompt, encode_pairs
+from harness.scoring.encoding import ScoredSequence, cut_prompt, encode_pairs, rolling_sequences
 from harness.scoring.generation import GenerationJob, generate_all
 from harness.scoring.plan import make_plan
 from harness.scoring.scorer import NotFinite, Projection, Scorer
 from harness.scoring.store import ProgressStore
-from harness.tasks import document_key, get_task
+from harness.tasks import document_key, get_task, task_names
 
 
 class PlannedModel(LM):
@@ -86,7 +87,9 @@ class PlannedModel(LM):
 
     def head_kind(self, task: str) -> str | None:
         """Return the kind of the head that answers a task; None where the language model does."""
-        return self.heads.layout.kinds.get(get_task(task).head_owner) if self.heads else None
+        if self.heads is None or task not in task_names():  # lm-eval's own tasks have no heads
+            return None
+        return self.heads.layout.kinds.get(get_task(task).head_owner)
 
     def _head_scores(self, requests: Sequence[Instance], numbers: Sequence[int]) -> dict[int, tuple[float, bool]]:
         """Return the log-probabilities that heads give the choices of each document, by the number of the request."""
@@ -132,7 +135,7 @@ class PlannedModel(LM):
         except NotFinite as error:
             bad = requests[error.sequence]
             raise UserError(
-                f"the model gives NaN for task {bad.task_name}, document {document_key(bad.doc)!r}",
+                f"the model gives NaN for task {bad.task_name}, document {_document_name(bad)!r}",
                 "the weights are damaged or overflow in this type: try --dtype float32",
             ) from error
         except OutOfMemory as error:
@@ -149,7 +152,11 @@ class PlannedModel(LM):
         self.single_bytes, _ = peak_memory(self.backend)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        jobs = [self._job(request) for request in requests]
+        asked: Counter[int] = Counter()  # a request that is repeated is sampled anew each time
+        jobs = []
+        for request in requests:
+            jobs.append(self._job(request, asked[id(request)]))
+            asked[id(request)] += 1
         self.generated_prompt_tokens += sum(len(job.prompt) for job in jobs)
         try:
             with Bar("generating answers", len(jobs) // self._processes.size, "answer") as bar:
@@ -158,7 +165,10 @@ class PlannedModel(LM):
             raise self._too_large(error) from error
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        raise NotImplementedError("no Russian SuperGLUE task needs the likelihood of whole texts")
+        windows = [rolling_sequences(self.encoder, request.args[0], self._context_length) for request in requests]
+        asked_by = [request for request, cut in zip(requests, windows, strict=True) for _ in cut]
+        scores = iter(self._score(asked_by, [window for cut in windows for window in cut], "texts"))
+        return [sum(next(scores)[0] for _ in cut) for cut in windows]
 
     def _too_large(self, error: OutOfMemory) -> UserError:
         return UserError(
@@ -170,20 +180,24 @@ class PlannedModel(LM):
     def _context_length(self) -> int:
         return self.backend.info.context_length
 
-    def _job(self, request: Instance) -> GenerationJob:
-        context, options = request.args
-        limit = int(options.get("max_gen_toks", 64))
+    def _job(self, request: Instance, repeat: int) -> GenerationJob:
+        context, asked = request.args
+        options = normalize_gen_kwargs(asked)
+        limit = int(options["max_gen_toks"])
+        if limit >= self._context_length:
+            raise UserError(
+                f"{request.task_name} asks for {limit} new tokens, and the context holds {self._context_length}",
+                "leave the task out, or use a model with a longer context",
+            )
         tokens = self.encoder.encode(context)
         kept = cut_prompt(tokens, self._context_length - limit, self.encoder.bos_id)
         self.truncated[str(request.task_name)] += len(kept) < len(tokens)
-        until: Sequence[str] | str = options.get("until", ())
-        temperature = float(options.get("temperature", 0.0)) if options.get("do_sample") else 0.0
         sampling = Sampling(
             max_new_tokens=limit,
-            stop=(until,) if isinstance(until, str) else tuple(until),
-            temperature=temperature,
+            stop=tuple(stop for stop in options["until"] if stop),
+            temperature=float(options.get("temperature", 0.0)),
             top_p=float(options.get("top_p", 1.0)),
-            seed=self._seed,
+            seed=self._seed + repeat,
         )
         return GenerationJob(tuple(kept), sampling)
 
@@ -191,3 +205,8 @@ class PlannedModel(LM):
 def _task_of(request: Instance) -> str:
     """Return the name of the task whose documents the request is about."""
     return str(request.task_name).removeprefix("rsg_")
+
+
+def _document_name(request: Instance) -> Hashable:
+    """Return the idx of a document, or its number in the split where it has none."""
+    return document_key(request.doc) if "idx" in request.doc else request.doc_id

@@ -20,8 +20,9 @@ class RunOptions(ModelOptions):
     tasks: tuple[str, ...] = ("rsg",)
     split: str = "validation"
     limit: int | None = None
-    num_fewshot: int = 0
+    num_fewshot: int | None = None  # None: 0, and the number of its own for a task of lm-eval's
     prompt: str | None = None
+    system_instruction: str | None = None
     batch_tokens: int | None = None
     seed: int = 1234
     output: Path | None = None
@@ -71,3 +72,8 @@ def check_run_options(options: RunOptions) -> None:
         ("--batch-tokens", options.batch_tokens, 1),
         ("--seed", options.seed, 0),
     )
+
+
+def foreign_chat_template(options: RunOptions) -> bool:
+    """Return whether lm-eval's own tasks go through the chat template: as there, only where that is asked for."""
+    return options.apply_chat_template == "on"

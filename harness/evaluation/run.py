@@ -20,10 +20,12 @@ from harness.evaluation.directory import (
     remove_progress,
     run_settings,
 )
+from harness.evaluation.foreign import evaluate_foreign, group_records, sample_records, task_records
 from harness.evaluation.language_model import PlannedModel
-from harness.evaluation.options import RunOptions, check_run_options
+from harness.evaluation.options import RunOptions, check_run_options, foreign_chat_template
 from harness.evaluation.summary import (
     FinishedRun,
+    ForeignResults,
     TaskResult,
     count_documents,
     make_record,
@@ -33,13 +35,13 @@ from harness.evaluation.summary import (
 )
 from harness.models.checkpoint import checkpoint_warnings
 from harness.models.heads import check_prompts
-from harness.models.open import OpenModel, open_model, with_backend
+from harness.models.open import open_model, with_backend
 from harness.models.resolve import find_model, provide
 from harness.processes import Processes, started_processes
 from harness.quiet import quiet_libraries
 from harness.records.run import RunRecord, TimingRecord, write_run
-from harness.scoring.store import ProgressStore
 from harness.tasks import document_key, include
+from harness.tasks.foreign import ForeignTasks, load_foreign_tasks, split_names
 from harness.tasks.prompts import ChosenTask, choose
 from harness.tasks.rendering import load_tasks
 
@@ -63,19 +65,21 @@ def run(options: RunOptions) -> tuple[RunRecord, Path]:
     if not processes.is_first:
         progress.show_output(False)
     reference = find_model(options.model)
-    chosen = choose(options.tasks, options.prompt, defaults=reference.prompts)
+    ours, others = split_names(options.tasks)
+    chosen = choose(ours, options.prompt, defaults=reference.prompts) if ours or not others else []
     check_prompts(chosen, reference.checkpoint.layout().kinds if reference.checkpoint else {})
     named = processes.broadcast(lambda: _text(named_directory(options)))
     splits = _load_splits(chosen, options)
+    foreign = _load_foreign(others, options, processes) if others else None
     if reference.checkpoint:
-        for warning in checkpoint_warnings(reference.checkpoint, chosen, options.num_fewshot):
+        for warning in checkpoint_warnings(reference.checkpoint, chosen, options.num_fewshot or 0):
             log.warning("%s", warning)
     local = provide(reference) if processes.is_first else None
     processes.barrier()  # fetched or converted once, by the first process
     local = local or provide(reference)
     options = with_backend(options, local)
     directory = Path(named or processes.broadcast(lambda: str(new_directory(local, options.backend))))
-    settings = run_settings(options, local, chosen, splits)
+    settings = run_settings(options, local, chosen, splits, foreign)
     finished = finished_record(directory, settings)
     if finished is not None:
         return finished, directory
@@ -84,17 +88,21 @@ def run(options: RunOptions) -> tuple[RunRecord, Path]:
         log.info("loading %s for %s", local.name, options.backend)
         opened = open_model(options, local)
         loaded = time.monotonic()
-        language_model, results = _evaluate(opened, chosen, options, store, processes)
+        language_model = PlannedModel(opened, options.batch_tokens, store, options.seed, processes)
+        results = _evaluate(language_model, chosen, options) if chosen else []
+        foreign_results = _evaluate_foreign(language_model, foreign, options) if foreign else ForeignResults()
         costs = total_costs(processes.gather(dataclasses.asdict(process_costs(language_model, store.seconds()))))
+        documents = count_documents(results) + foreign_results.documents
         timing = TimingRecord(
             wall_seconds=time.monotonic() - started,
             load_seconds=loaded - started,
             scoring_seconds=costs.scoring_seconds,
-            records_per_second=count_documents(results) / costs.scoring_seconds if costs.scoring_seconds else 0.0,
+            records_per_second=documents / costs.scoring_seconds if costs.scoring_seconds else 0.0,
         )
-        record = make_record(FinishedRun(options, settings, language_model, splits, results, timing, costs, resumed))
+        done = FinishedRun(options, settings, language_model, splits, results, foreign_results, timing, costs, resumed)
+        record = make_record(done)
         if processes.is_first:
-            write_run(directory, record, make_samples(results))
+            write_run(directory, record, [*make_samples(results), *foreign_results.samples])
     processes.barrier()  # the record is written
     remove_progress(directory)
     return record, directory
@@ -121,24 +129,28 @@ def _load_splits(chosen: list[ChosenTask], options: RunOptions) -> dict[str, Spl
     return splits
 
 
-def _evaluate(
-    opened: OpenModel,
-    chosen: list[ChosenTask],
-    options: RunOptions,
-    store: ProgressStore,
-    processes: Processes,
-) -> tuple[PlannedModel, list[TaskResult]]:
-    """Let lm-eval render, score and judge; return our model and the results."""
+def _load_foreign(names: list[str], options: RunOptions, processes: Processes) -> ForeignTasks:
+    """Load lm-eval's tasks; the first process before the others, which then find their documents in the cache."""
+
+    def load() -> ForeignTasks:
+        return load_foreign_tasks(names, limit=options.limit, num_fewshot=options.num_fewshot, seed=options.seed)
+
+    loaded = load() if processes.is_first else None
+    processes.barrier()
+    return loaded or load()
+
+
+def _evaluate(language_model: PlannedModel, chosen: list[ChosenTask], options: RunOptions) -> list[TaskResult]:
+    """Let lm-eval render, score and judge; return the results."""
     from lm_eval.evaluator import evaluate
 
-    language_model = PlannedModel(opened, options.batch_tokens, store, options.seed, processes)
     tasks = load_tasks(
         chosen,
         data=options.data,
         split=options.split,
         limit=options.limit,
         seed=options.seed,
-        num_fewshot=options.num_fewshot,
+        num_fewshot=options.num_fewshot or 0,
     )
     with quiet_libraries():
         found = evaluate(
@@ -146,8 +158,9 @@ def _evaluate(
             # Without the group: its mean is ours to compute, with a standard error.
             task_dict={"tasks": tasks, "groups": {}, "group_map": {}},
             bootstrap_iters=0,
-            apply_chat_template=opened.template.applied,
+            apply_chat_template=language_model.opened.template.applied,
             fewshot_as_multiturn=True,
+            system_instruction=options.system_instruction,
         )
     assert found is not None
     results = []
@@ -155,4 +168,18 @@ def _evaluate(
         samples = found["samples"][task.file.full_name]
         items = [sample["rsg"] for sample in samples if sample["rsg"].gold is not None]
         results.append(TaskResult(task, samples, items))
-    return language_model, results
+    return results
+
+
+def _evaluate_foreign(language_model: PlannedModel, foreign: ForeignTasks, options: RunOptions) -> ForeignResults:
+    """Evaluate lm-eval's tasks as lm-eval would: with the chat template only where it is asked for."""
+    if language_model.opened.template.applied and not foreign_chat_template(options):
+        log.info("lm-eval's tasks are asked without the chat template, as there; --apply-chat-template on applies it")
+    found = evaluate_foreign(
+        language_model,
+        foreign,
+        apply_chat_template=foreign_chat_template(options),
+        system_instruction=options.system_instruction,
+    )
+    tasks = task_records(found, foreign, language_model.truncated, options.seed)
+    return ForeignResults(tasks, group_records(found, foreign, tasks), list(sample_records(found, foreign)))

@@ -14,11 +14,13 @@ from adapters.base import BackendInfo
 from harness.data import Split
 from harness.evaluation.directory import settings_hash
 from harness.evaluation.language_model import PlannedModel
-from harness.evaluation.options import RunOptions
+from harness.evaluation.options import RunOptions, foreign_chat_template
 from harness.models.resolve import LocalModel
 from harness.records import provenance
 from harness.records.run import (
     DataRecord,
+    ForeignTaskRecord,
+    GroupRecord,
     MemoryRecord,
     MetricRecord,
     ModelRecord,
@@ -30,6 +32,7 @@ from harness.records.run import (
 )
 from harness.tasks import RUSSIAN_SUPERGLUE, document_key, get_task
 from harness.tasks.answers import is_tied
+from harness.tasks.document import content_hash
 from harness.tasks.metrics import Estimate, Item, estimate, has_examples, mean_estimate
 from harness.tasks.prompts import ChosenTask
 
@@ -41,6 +44,19 @@ class TaskResult:
     chosen: ChosenTask
     samples: list[dict[str, Any]]
     items: list[Item] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ForeignResults:
+    """What came of the tasks in lm-eval's own format."""
+
+    tasks: dict[str, ForeignTaskRecord] = field(default_factory=dict)
+    groups: dict[str, GroupRecord] = field(default_factory=dict)
+    samples: list[SampleRecord] = field(default_factory=list)
+
+    @property
+    def documents(self) -> int:
+        return sum(task.documents for task in self.tasks.values())
 
 
 @dataclass(frozen=True)
@@ -85,6 +101,7 @@ class FinishedRun:
     language_model: PlannedModel
     splits: dict[str, Split]
     results: list[TaskResult]
+    foreign: ForeignResults
     timing: TimingRecord
     costs: Costs
     resumed: bool
@@ -129,7 +146,7 @@ def _task_record(result: TaskResult, estimates: Mapping[str, Estimate | None], d
         prompt=result.chosen.prompt,
         head=None if file.is_generated else done.language_model.head_kind(file.task),
         prompt_sha256=prompts.hexdigest(),
-        num_fewshot=done.options.num_fewshot,
+        num_fewshot=done.options.num_fewshot or 0,
         split=split.split,
         data_sha256=split.fingerprint,
         truncated=done.language_model.truncated[file.full_name],
@@ -218,6 +235,10 @@ def make_record(done: FinishedRun) -> RunRecord:
         machine=provenance.machine(),
         git_commit=provenance.git_commit(),
         command=done.options.command,
+        foreign=done.foreign.tasks,
+        groups=done.foreign.groups,
+        foreign_chat_template=bool(done.foreign.tasks) and foreign_chat_template(done.options),
+        system_instruction=done.options.system_instruction,
         self_check=done.language_model.opened.self_check,
     )
 
@@ -257,6 +278,7 @@ def make_samples(results: list[TaskResult]) -> list[SampleRecord]:
                     gold=task.named(task.gold(doc)),
                     scores=[] if file.is_generated else _scores(sample),
                     text=sample["filtered_resps"][0] if file.is_generated else None,
+                    document=content_hash(doc),
                 )
             )
     return records

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from adapters.base import Backend
 from adapters.mlx_weights import GROUP_SIZE, MODE, quantization_of, read_config
@@ -20,6 +20,9 @@ from harness.models.options import ModelOptions, check_model_options
 from harness.models.resolve import LocalModel, find_model, provide
 from harness.quiet import quiet_libraries
 from harness.scoring.encoding import TextEncoder
+
+if TYPE_CHECKING:
+    from harness.evaluation.language_model import PlannedModel
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +65,12 @@ class OpenModel:
     def prompts(self) -> dict[str, str]:
         """Task -> the prompt that the checkpoint's head was trained on; empty for a plain language model."""
         return self.checkpoint.prompts() if self.checkpoint else {}
+
+    def lm(self, batch_tokens: int | None = None) -> PlannedModel:
+        """Return lm-eval's interface to the model: `lm_eval.simple_evaluate(model=opened.lm(), tasks=[…])`."""
+        from harness.evaluation.language_model import PlannedModel
+
+        return PlannedModel(self, batch_tokens)
 
 
 def with_backend(options: Options, local: LocalModel) -> Options:

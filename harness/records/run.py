@@ -28,6 +28,13 @@ class MetricRecord(Record):
     interval: tuple[float, float] | None = None
 
 
+class ForeignMetricRecord(MetricRecord):
+    """A metric of lm-eval's, of any range. The standard error and the interval are ours."""
+
+    aggregation: str  # lm-eval's name of how documents' values become the metric's: mean, perplexity, …
+    higher_is_better: bool | None
+
+
 class TaskRecord(Record):
     """One task of a run."""
 
@@ -48,6 +55,27 @@ class TaskRecord(Record):
     answers: dict[str, int] = Field(default_factory=dict)
     head: str | None = None  # kind of the trained head that answered; None: the language model itself
     warnings: tuple[str, ...] = ()
+
+
+class ForeignTaskRecord(Record):
+    """One task in lm-eval's own format."""
+
+    main: str  # the metric that stands for the task: the first that it names
+    metrics: dict[str, ForeignMetricRecord]  # a filter's name follows a comma: "exact_match,strict-match"
+    documents: int
+    output_type: str
+    version: str | None
+    prompt_sha256: str
+    data_sha256: str  # over the documents that were asked
+    num_fewshot: int
+    truncated: int
+
+
+class GroupRecord(Record):
+    """A group of such tasks, aggregated as it says. Standard errors: those of independent tasks."""
+
+    tasks: tuple[str, ...]
+    metrics: dict[str, MetricRecord]
 
 
 class ModelRecord(Record):
@@ -122,6 +150,11 @@ class RunRecord(Record):
     machine: dict[str, Any]
     git_commit: str | None
     command: str
+    # Tasks and groups in lm-eval's own format; `score` and `mean` leave them out.
+    foreign: dict[str, ForeignTaskRecord] = Field(default_factory=dict)
+    groups: dict[str, GroupRecord] = Field(default_factory=dict)
+    foreign_chat_template: bool = False
+    system_instruction: str | None = None
     self_check: float | None = None  # nats a token between our log-probabilities and the library's; None: not made
 
 
@@ -134,6 +167,8 @@ class SampleRecord(Record):
     gold: Any  # the same; None: hidden
     scores: list[float]  # log-probabilities of the choices; empty for generated answers
     text: str | None = None  # the generated answer
+    document: str | None = None  # SHA-256 of the document's content
+    values: dict[str, Any] = Field(default_factory=dict)  # of lm-eval's tasks: metric -> this document's part in it
 
 
 def write_run(directory: Path, record: RunRecord, samples: Iterable[SampleRecord]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tabulate import tabulate
 
@@ -27,7 +28,14 @@ def percent(metric: MetricRecord) -> str:
 
 
 def run_table(record: RunRecord) -> str:
-    """Format what `rsg-harness run` prints: a row a task, then the score and the cost."""
+    """Format what `rsg-harness run` prints: a row a task, then the score and the cost; lm-eval's apart."""
+    tables = [_own_table(record)] if record.tasks else []
+    if record.foreign:
+        tables.append(_foreign_table(record))
+    return "\n".join([_heading(record), "", "\n\n".join(tables), "", *_summary(record)])
+
+
+def _own_table(record: RunRecord) -> str:
     rows = []
     with_heads = any(task.head for task in record.tasks.values())
     for name, task in record.tasks.items():
@@ -39,8 +47,30 @@ def run_table(record: RunRecord) -> str:
         answered = [task.head or "language model"] if with_heads else []
         rows.append([name, percent(task.metrics["rsg"]), task.documents, task.prompt, *answered, others])
     headers = ["task", "score × 100", "documents", "prompt", *(["answered by"] if with_heads else []), "parts"]
-    table = tabulate(rows, headers=headers, tablefmt="simple")
-    return "\n".join([_heading(record), "", table, "", *_summary(record)])
+    return tabulate(rows, headers=headers, tablefmt="simple")
+
+
+def _foreign_table(record: RunRecord) -> str:
+    """Format lm-eval's tasks, a row a metric; then their groups."""
+    rows: list[list[Any]] = []
+    for name, task in record.foreign.items():
+        for metric, found in task.metrics.items():
+            better = "" if found.higher_is_better is None else "↑" if found.higher_is_better else "↓"
+            rows.append([name, metric, better, *_figures(found), task.documents, task.num_fewshot])
+    for name, group in record.groups.items():
+        documents = sum(record.foreign[task].documents for task in group.tasks)
+        rows.extend(
+            [f"{name} (group)", metric, "", *_figures(found), documents, ""] for metric, found in group.metrics.items()
+        )
+    seen = ""
+    for row in rows:  # a task's name stands once
+        row[0], seen = ("" if row[0] == seen else row[0]), row[0]
+    headers = ["lm-eval's task", "metric", "", "value", "standard error", "documents", "examples shown"]
+    return tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True)
+
+
+def _figures(metric: MetricRecord) -> list[str]:
+    return ["–" if figure is None else f"{figure:.4g}" for figure in (metric.value, metric.stderr)]
 
 
 def answer_table(words: Sequence[str], choices: Mapping[str, float]) -> str:
@@ -58,10 +88,8 @@ def answer_table(words: Sequence[str], choices: Mapping[str, float]) -> str:
 def _heading(record: RunRecord) -> str:
     limit = f", at most {record.data.limit} documents a task" if record.data.limit else ""
     computed = f"executed by {record.execution} on {record.device} in {record.dtype}"
-    return (
-        f"{record.model.name} · {record.backend} ({record.model.weights} weights) · {computed}\n"
-        f"data: {record.data.description}, {record.data.split}{limit}"
-    )
+    data = f"\ndata: {record.data.description}, {record.data.split}{limit}" if record.tasks else ""
+    return f"{record.model.name} · {record.backend} ({record.model.weights} weights) · {computed}{data}"
 
 
 def _constant_answer(answers: Mapping[str, int]) -> str:
@@ -82,7 +110,7 @@ def _summary(record: RunRecord) -> list[str]:
             f"mean of these {len(record.tasks)} tasks {estimate_text(record.mean, record.mean_stderr)} "
             "(no Russian SuperGLUE score: that takes all nine)"
         )
-    if record.data.source == "mini":
+    if record.data.source == "mini" and record.tasks:
         lines.append(MINI_NOTE)
     if record.execution == "torch" and record.backend.startswith("mlx"):
         lines.append("MLX weights executed by torch: the scores are real, the speed is not MLX's.")
@@ -92,6 +120,11 @@ def _summary(record: RunRecord) -> list[str]:
     lines.append(
         f"{timing.records_per_second:.1f} documents a second ({timing.scoring_seconds:.1f} s{saved}), "
         f"peak memory {record.memory.peak_bytes / MIB:.0f} MiB, weights {record.model.weights_bytes / MIB:.0f} MiB"
+    )
+    lines.extend(
+        f"{name}: {task.truncated} requests cut to the model's context"
+        for name, task in record.foreign.items()
+        if task.truncated
     )
     for name, task in record.tasks.items():
         notes = [

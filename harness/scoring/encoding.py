@@ -155,12 +155,15 @@ class TextEncoder:
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids after the tokenizer's own BOS, which is not doubled where the text begins with one."""
-        pieces = self._pieces(text)
-        self.prepare([text])
-        body = [token for piece in pieces for token in self._ids[piece]]
+        body = self.encode_bare(text)
         if self._bos_text and text.startswith(self._bos_text):
             return body
         return [*self._prefix, *body]
+
+    def encode_bare(self, text: str) -> list[int]:
+        """Return the token ids of a text alone."""
+        self.prepare([text])
+        return [token for piece in self._pieces(text) for token in self._ids[piece]]
 
     def _pieces(self, text: str) -> list[str]:
         return self._parts.findall(text) if self._parts else [text]
@@ -218,6 +221,24 @@ def _scored_sequence(encoder: TextEncoder, context: str, continuation: str, cont
             "every choice of a task must add text to its prompt",
         )
     return _cut_from_left(whole, start, context_length, encoder.bos_id)
+
+
+def rolling_sequences(encoder: TextEncoder, text: str, context_length: int) -> list[ScoredSequence]:
+    """Return windows over a text in which each of its tokens is predicted once, as lm-eval cuts them.
+
+    The first window begins with BOS (EOS where there is none), once: lm-eval's own model also predicts that BOS after
+    another where its tokenizer puts one. The last window is as long as the context.
+
+    Raises:
+        UserError: The tokenizer has neither BOS nor EOS.
+    """
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+    if encoder.start_id is None:
+        raise UserError("the tokenizer has neither BOS nor EOS, which the first token of a text follows", "")
+    windows = get_rolling_token_windows(encoder.encode_bare(text), encoder.start_id, context_length, context_len=1)
+    pairs = [make_disjoint_window(window) for window in windows]
+    return [ScoredSequence((*context, *predicted), len(context)) for context, predicted in pairs]
 
 
 def _cut_from_left(whole: list[int], start: int, context_length: int, bos_id: int | None) -> ScoredSequence:

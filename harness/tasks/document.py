@@ -6,6 +6,8 @@ answers) is hidden: the document belongs to a test split.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Hashable, Mapping
 from typing import Annotated, Any, Literal
 
@@ -79,3 +81,8 @@ def document_key(document: Document | Mapping[str, Any]) -> Hashable:
     if not isinstance(idx, Mapping):
         return idx
     return idx["paragraph"] if "paragraph" in idx else tuple(idx.values())
+
+
+def content_hash(document: Any) -> str:
+    """Return the SHA-256 of a document's content, whatever order its keys have."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True, ensure_ascii=False, default=str).encode()).hexdigest()

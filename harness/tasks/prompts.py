@@ -100,7 +100,7 @@ _Loader.add_constructor("!function", _function_name)
 
 
 def task_files(directory: Path = TASK_DIR) -> dict[str, TaskFile]:
-    """Return all task files by short name: the groups' in their order, then those of included directories.
+    """Return our task files by short name: the groups' in their order, then those of included directories.
 
     Args:
         directory: Of the groups.
@@ -111,7 +111,7 @@ def task_files(directory: Path = TASK_DIR) -> dict[str, TaskFile]:
     found = dict(_group_files(directory))
     for included in included_directories():
         for path in sorted(included.glob("*.yaml")):
-            if isinstance(_parse(path).get("task"), str):  # not a group of tasks
+            if _reads_our_documents(_parse(path)):
                 file = _read(path, included.name)
                 found[file.name] = file
     return found
@@ -132,6 +132,11 @@ def _group_files(directory: Path) -> dict[str, TaskFile]:
                 )
             found[by_name[name].name] = by_name[name]
     return found
+
+
+def _reads_our_documents(config: Mapping[str, Any]) -> bool:
+    """Return whether a file declares a task of ours: one over the documents of a `Task`, not plain lm-eval's."""
+    return config.get("custom_dataset") == "!function task_configs.functions.load_dataset"
 
 
 def _parse(path: Path) -> dict[str, Any]:

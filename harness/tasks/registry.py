@@ -53,6 +53,8 @@ def register(task: Task) -> Task:
 def include(directory: Path) -> None:
     """Add the tasks of a directory: YAML task files, and Python files that call `register`.
 
+    Other Python files are left to the YAML files of lm-eval that name functions of theirs.
+
     Raises:
         UserError: No such directory, or a Python file that cannot be loaded.
     """
@@ -63,7 +65,7 @@ def include(directory: Path) -> None:
         return
     for path in sorted(directory.glob("*.py")):
         spec = importlib.util.spec_from_file_location(f"included_tasks_{path.stem}", path)
-        if spec is None or spec.loader is None:
+        if spec is None or spec.loader is None or b"harness.tasks" not in path.read_bytes():
             continue
         try:
             spec.loader.exec_module(importlib.util.module_from_spec(spec))

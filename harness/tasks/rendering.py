@@ -38,7 +38,7 @@ def load_tasks(
     """Return lm-eval's task objects with the chosen prompts, by full name (rsg_terra)."""
     from lm_eval.tasks import TaskManager
 
-    _compile_templates_once()
+    compile_templates_once()
     with quiet_libraries():
         manager = TaskManager(
             include_path=[*(str(TASK_DIR / group) for group in GROUPS), *map(str, included_directories())],
@@ -57,7 +57,7 @@ def load_tasks(
     return tasks
 
 
-def _compile_templates_once() -> None:
+def compile_templates_once() -> None:
     """Let lm-eval keep compiled templates: it compiles a prompt anew for every document, which is most of the work."""
     from lm_eval.utils import env
 

@@ -13,7 +13,8 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
 from harness.records.run import SampleRecord, read_samples
-from harness.reports.compare import Comparison, TaskComparison, compare, verdict
+from harness.reports.compare import Comparison, compare, verdict
+from harness.reports.paired import TaskComparison
 
 RUNS = Path(__file__).parents[2] / "results" / "runs"
 BASE, TRAINED, ROUNDED = (

@@ -13,7 +13,8 @@ from scipy import stats
 
 from harness.errors import UserError
 from harness.records.run import SampleRecord, write_run
-from harness.reports.compare import bootstrap_p, compare, holm, mcnemar, points, verdict
+from harness.reports.compare import compare, points, verdict
+from harness.reports.paired import bootstrap_p, holm, mcnemar
 from tests.unit.run_records import run_record
 
 TERRA = ("entailment", "not_entailment")
