@@ -44,7 +44,8 @@ def call(arguments: dict[str, Any]) -> None:
 
     options = DivergenceOptions(**arguments)
     check_divergence_options(options)  # before the imports take their seconds
-    from harness.evaluation.divergence import divergence, divergence_table
+    from harness.evaluation.divergence import divergence
+    from harness.reports.divergence import divergence_text
 
     record, directory = divergence(options)
-    print(f"{divergence_table(record)}\n\nrecord: {directory}")
+    print(f"{divergence_text(record)}\n\nrecord: {directory}")

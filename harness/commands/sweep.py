@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from harness.commands.arguments import add_evaluation, add_model, names, path
+from harness.commands.arguments import add_evaluation, add_model, expanded, names, path
 
 HELP = "evaluate a model on several backends and compare them with the first"
 DESCRIPTION = "Run one evaluation on several backends and print a table: what each costs in quality, memory and time."
@@ -26,6 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     work = add_evaluation(parser)
     work.add_argument(
+        "--corpus",
+        type=expanded,
+        metavar="TEXTS",
+        help="measure the backends' divergence from the first too, on these texts, as `divergence` takes them",
+    )
+    work.add_argument("--corpus-limit", type=int, metavar="N", help="this many texts of the corpus (default: all)")
+    work.add_argument(
         "--output", type=path, metavar="PREFIX", help="PREFIX-BACKEND; default: results/runs/DATE-MODEL-BACKEND"
     )
     work.add_argument("--resume", action="store_true", help="continue the unfinished sweep to --output")
@@ -34,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def call(arguments: dict[str, Any]) -> None:
     """Evaluate on every backend, and print a row each."""
     from harness.evaluation.options import SweepOptions
-    from harness.evaluation.sweep import sweep, sweep_table
+    from harness.evaluation.sweep import sweep, sweep_text
 
     rows = sweep(SweepOptions(**arguments))
     if rows:
-        print(sweep_table(rows))
+        print(sweep_text(rows))

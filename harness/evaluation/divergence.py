@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tabulate import tabulate
 
 from adapters.base import OutOfMemory
 from harness.data.corpus import Corpus, read_corpus
@@ -31,13 +30,14 @@ from harness.data.sampling import evenly_spread
 from harness.errors import UserError
 from harness.evaluation.divergence_options import DivergenceOptions, check_divergence_options, model_options
 from harness.evaluation.summary import model_record
-from harness.files import MIB, write_atomically
+from harness.files import write_atomically
 from harness.models.open import OpenModel, open_model
 from harness.models.resolve import LocalModel, find_model, provide
 from harness.progress import Bar
 from harness.records import provenance
 from harness.records.divergence import (
     DIVERGENCE,
+    DIVERGENCE_DIR,
     BackendDivergence,
     CorpusRecord,
     DivergenceRecord,
@@ -91,7 +91,7 @@ def divergence(options: DivergenceOptions) -> tuple[DivergenceRecord, Path]:
     corpus = read_corpus(options.corpus, options.data)
     blocks = evenly_spread([*corpus.texts, *corpus.held_out], options.limit, options.seed)
     local = provide(find_model(options.model))
-    directory = options.output or Path("results") / "divergence" / local.name
+    directory = options.output or Path("results") / DIVERGENCE_DIR / local.name
     if (directory / DIVERGENCE).exists():
         raise UserError(f"{directory} already holds a finished measurement", "name another --output")
     corpus_hash = Corpus(corpus.name, tuple(blocks), ()).fingerprint()
@@ -316,36 +316,3 @@ def ratio_estimate(numerators: np.ndarray, denominators: np.ndarray, seed: int) 
     sums = resampled_sums(np.stack([numerators, denominators], axis=1), seed)
     low, high = np.percentile(sums[:, 0] / sums[:, 1], [2.5, 97.5])
     return Estimated(value=float(numerators.sum() / denominators.sum()), interval=(float(low), float(high)))
-
-
-def divergence_table(record: DivergenceRecord) -> str:
-    """Format a row a backend."""
-    first = record.backends[0]
-    headers = [
-        "backend", "weights, MiB", "bits a character", f"mean KL from {first.backend}, nats", "99.9% KL",
-        "same best, %", "RMS Δp, %", "lost / gained", "positions/s",
-    ]  # fmt: skip
-    rows = [
-        [
-            f"{one.backend} ({one.model.weights})",
-            f"{one.model.weights_bytes / MIB:.0f}",
-            _text(one.bits_per_character, "{:.4f}"),
-            "" if one is first else _text(one.kl, "{:.5f}"),
-            "" if one is first else f"{one.kl_percentile_99_9:.3f}",
-            "" if one is first else _text(one.same_best, "{:.2f}", 100),
-            "" if one is first else f"{100 * one.probability_rms:.2f}",
-            "" if one is first else f"{one.lost} / {one.gained}",
-            f"{record.corpus.positions / one.seconds:.0f}" if one.seconds else "–",
-        ]
-        for one in record.backends
-    ]
-    heading = (
-        f"{first.model.name} · {record.corpus.name}: {record.corpus.positions:,} positions in {record.corpus.blocks:,} "
-        "texts; 95% intervals in brackets"
-    )
-    return f"{heading}\n\n{tabulate(rows, headers=headers, disable_numparse=True)}"
-
-
-def _text(found: Estimated, form: str, factor: float = 1.0) -> str:
-    low, high = (form.format(factor * value) for value in found.interval)
-    return f"{form.format(factor * found.value)} [{low}, {high}]"

@@ -38,9 +38,13 @@ class SweepOptions(RunOptions):
         backends: Names, each with its arguments after colons: "mlx-q4:group_size=32". The first is the one that the
             others are compared with.
         output: The directories' common start; a backend's name follows.
+        corpus: Texts on which the backends' divergence from the first is measured too; None: it is not.
+        corpus_limit: This many texts of them; None: all.
     """
 
     backends: tuple[str, ...] = COMPARED_BACKENDS
+    corpus: str | None = None
+    corpus_limit: int | None = None
     command: str = "rsg-harness sweep"
 
 

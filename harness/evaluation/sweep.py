@@ -10,13 +10,23 @@ from pathlib import Path
 from tabulate import tabulate
 
 from harness.errors import UserError
+from harness.evaluation.divergence import divergence
+from harness.evaluation.divergence_options import DivergenceOptions, check_divergence_options
 from harness.evaluation.options import RunOptions, SweepOptions, check_run_options
 from harness.evaluation.run import run
 from harness.files import MIB
 from harness.models.options import backend_of
 from harness.processes import run_in_subprocess, started_processes
+from harness.records.divergence import (
+    DIVERGENCE,
+    DIVERGENCE_DIR,
+    BackendDivergence,
+    DivergenceRecord,
+    read_divergence,
+)
 from harness.records.run import RunRecord
 from harness.reports.compare import Comparison, compare, verdict
+from harness.reports.foreign_rows import metric_text
 from harness.reports.tables import estimate_text
 from harness.tasks import include
 
@@ -25,11 +35,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SweepRow:
-    """One backend's run. `comparison`: with the first backend's; None for the first."""
+    """One backend's run.
+
+    Attributes:
+        directory: That holds the record.
+        record: The record.
+        comparison: With the first backend's run; None for the first.
+        divergence: From the first backend, on the sweep's corpus; None where there is none.
+    """
 
     directory: Path
     record: RunRecord
     comparison: Comparison | None
+    divergence: BackendDivergence | None = None
 
 
 def sweep(options: SweepOptions) -> list[SweepRow]:
@@ -58,6 +76,8 @@ def sweep(options: SweepOptions) -> list[SweepRow]:
     runs = [_of_backend(options, backend) for backend in backends]
     for one in runs:  # before the first of them takes its time
         check_run_options(one)
+    if options.corpus:
+        check_divergence_options(_divergence_options(options, Path()))
     for tasks in options.include_path:
         include(tasks)
     alone = started_processes().size == 1
@@ -67,7 +87,38 @@ def sweep(options: SweepOptions) -> list[SweepRow]:
         if started_processes().is_first:  # which holds the records
             log.info("record: %s", directory)
             rows.append(SweepRow(directory, record, compare(rows[0].directory, directory) if rows else None))
+    if rows and options.corpus:
+        found = _divergence(options, rows[0].directory)
+        rows = [replace(row, divergence=one) for row, one in zip(rows, found.backends, strict=True)]
     return rows
+
+
+def _divergence_options(options: SweepOptions, directory: Path) -> DivergenceOptions:
+    """Return the options of the measurement beside a sweep whose first run has this directory."""
+    return DivergenceOptions(
+        corpus=options.corpus or "",
+        model=options.model,
+        backends=options.backends,
+        execution=options.execution,
+        dtype=options.dtype,
+        data=options.data,
+        limit=options.corpus_limit,
+        seed=options.seed,
+        output=Path("results") / DIVERGENCE_DIR / directory.name,
+        resume=options.resume,
+        command=options.command,
+    )
+
+
+def _divergence(options: SweepOptions, first: Path) -> DivergenceRecord:
+    """Measure the backends' divergence, or return what a resumed sweep has measured already."""
+    asked = _divergence_options(options, first)
+    assert asked.output is not None
+    if options.resume and (asked.output / DIVERGENCE).exists():
+        return read_divergence(asked.output / DIVERGENCE)
+    record, directory = run_in_subprocess(divergence, replace(asked, resume=options.resume and asked.output.exists()))
+    log.info("record: %s", directory)
+    return record
 
 
 def _of_backend(options: SweepOptions, backend: str) -> RunOptions:
@@ -77,28 +128,53 @@ def _of_backend(options: SweepOptions, backend: str) -> RunOptions:
     return replace(options, backend=name, backend_args=arguments, output=output, resume=resume)
 
 
+def sweep_text(rows: Sequence[SweepRow]) -> str:
+    """Format what `rsg-harness sweep` prints: a row a backend, and one a task of lm-eval's and backend."""
+    tables = [sweep_table(rows)]
+    if rows[0].record.foreign:
+        tables.append(_foreign_table(rows))
+    return "\n\n".join(tables)
+
+
 def sweep_table(rows: Sequence[SweepRow]) -> str:
     """Format a row a backend: quality beside the first one's, size and speed."""
     first = rows[0].record
-    headers = [
-        "backend", "executed by", "weights, MiB", f"mean of {len(first.tasks)}", f"beside {first.backend}",
-        "lost / gained answers", "documents/s",
-    ]  # fmt: skip
+    quality = [f"mean of {len(first.tasks)}", f"beside {first.backend}", "lost / gained answers"] if first.tasks else []
+    diverged = ["KL, nats", "same best, %"] if rows[0].divergence else []
+    headers = ["backend", "executed by", "weights, MiB", *quality, *diverged, "documents/s"]
     return tabulate([_cells(row) for row in rows], headers=headers, disable_numparse=True)
 
 
 def _cells(row: SweepRow) -> list[str]:
     record, comparison = row.record, row.comparison
-    beside, flips = "", ""
-    if comparison:
-        beside = verdict(comparison.mean_difference, comparison.mean_interval)
-        flips = " / ".join(str(sum(len(getattr(task, way)) for task in comparison.tasks)) for way in ("lost", "gained"))
-    return [
-        f"{record.backend} ({record.model.weights})",
-        record.execution,
-        f"{record.model.weights_bytes / MIB:.0f}",
-        estimate_text(record.mean, record.mean_stderr),
-        beside,
-        flips,
-        f"{record.timing.records_per_second:.1f}",
-    ]
+    cells = [f"{record.backend} ({record.model.weights})", record.execution, f"{record.model.weights_bytes / MIB:.0f}"]
+    if record.tasks:
+        cells.append(estimate_text(record.mean, record.mean_stderr))
+        cells += _beside(comparison) if comparison else ["", ""]
+    if row.divergence:
+        one = row.divergence
+        first = comparison is None
+        cells += ["", ""] if first else [f"{one.kl.value:.5f}", f"{100 * one.same_best.value:.2f}"]
+    return [*cells, f"{record.timing.records_per_second:.1f}"]
+
+
+def _beside(comparison: Comparison) -> list[str]:
+    flips = [str(sum(len(getattr(task, way)) for task in comparison.tasks)) for way in ("lost", "gained")]
+    return [verdict(comparison.mean_difference, comparison.mean_interval), " / ".join(flips)]
+
+
+def _foreign_table(rows: Sequence[SweepRow]) -> str:
+    """Format the main metric of every task of lm-eval's, backend by backend, beside the first one's."""
+    cells = []
+    for name, first in rows[0].record.foreign.items():
+        for row in rows:
+            task = next((one for one in row.comparison.foreign if one.task == name), None) if row.comparison else None
+            figures = ["", "", ""]
+            if task:
+                low, high = (f"{bound:+.4g}" for bound in task.interval)
+                figures = [f"{task.difference:+.4g}", f"{low} to {high}", f"{len(task.lost)} / {len(task.gained)}"]
+            metric = task.metric if task else first.main
+            shown = metric_text(row.record.foreign[name].metrics[metric])
+            cells.append([name, metric, row.record.backend, shown, *figures])
+    headers = ["lm-eval's task", "metric", "backend", "value", "difference", "95% interval", "lost / gained"]
+    return tabulate(cells, headers=headers, disable_numparse=True)

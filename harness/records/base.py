@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.errors import UserError
 from harness.files import write_atomically
+
+log = logging.getLogger(__name__)
 
 
 class Record(BaseModel):
@@ -77,3 +80,12 @@ def read_record(
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise UserError(f"{path} is damaged: {where}: {first['msg']}", hint) from error
+
+
+def readable(paths: Iterable[Path], read: Callable[[Path], R]) -> Iterator[tuple[Path, R]]:
+    """Yield the records that can be read; one damaged file, which is logged, keeps nothing from being made."""
+    for path in paths:
+        try:
+            yield path, read(path)
+        except UserError as error:
+            log.warning("%s is left out: %s", path, error.message)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.records.base import Record, read_record, write_record
+from harness.records.base import Record, read_record, readable, write_record
 from harness.records.run import ModelRecord
 
 SCHEMA_VERSION = 1
 DIVERGENCE = "divergence.json"
+DIVERGENCE_DIR = Path("divergence")  # below the results
 
 
 class Estimated(Record):
@@ -92,3 +93,9 @@ def read_divergence(path: Path) -> DivergenceRecord:
         UserError: There is none, or it is damaged.
     """
     return read_record(path, DivergenceRecord, version=SCHEMA_VERSION, hint="measure it again")
+
+
+def read_divergences(results: Path) -> dict[str, DivergenceRecord]:
+    """Return all records under `results`/divergence by directory; damaged ones are logged and left out."""
+    paths = sorted((results / DIVERGENCE_DIR).glob(f"*/{DIVERGENCE}"))
+    return {path.parent.name: record for path, record in readable(paths, read_divergence)}

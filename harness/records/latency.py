@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from harness.records.base import Record, read_record, write_record
+from harness.records.base import Record, read_record, readable, write_record
 from harness.records.run import ModelRecord
 
 SCHEMA_VERSION = 1
@@ -73,13 +73,10 @@ def write_latency(directory: Path, record: LatencyRecord) -> Path:
 
 
 def read_latencies(results: Path) -> dict[str, LatencyRecord]:
-    """Return all records under `results`/latency by file name, the quickest first.
+    """Return all records under `results`/latency by file name, the quickest first; damaged ones are left out."""
 
-    Raises:
-        UserError: A file is damaged or newer than this program.
-    """
-    found = {
-        path.name: read_record(path, LatencyRecord, version=SCHEMA_VERSION, hint="measure again, or delete it")
-        for path in sorted((results / "latency").glob("*.json"))
-    }
+    def read(path: Path) -> LatencyRecord:
+        return read_record(path, LatencyRecord, version=SCHEMA_VERSION, hint="measure again, or delete it")
+
+    found = {path.name: record for path, record in readable(sorted((results / "latency").glob("*.json")), read)}
     return dict(sorted(found.items(), key=lambda pair: min(task.p50 for task in pair[1].latency.values())))

@@ -14,9 +14,13 @@ from harness.errors import UserError
 from harness.files import MIB, write_atomically
 from harness.records.run import RESULTS
 from harness.reports.compare import Comparison, compare, points, verdict
+from harness.reports.divergence import divergence_heading, divergence_table
+from harness.reports.foreign_rows import foreign_tables
 from harness.reports.leaderboard import GROUPS, Leaderboard, Row, build_leaderboard
 from harness.reports.leaderboard_page import (
+    DIVERGENCE_NOTE,
     EXECUTED_BY_TORCH,
+    FOREIGN_NOTE,
     LATENCY_HEADERS,
     LEGEND,
     all_machines,
@@ -94,6 +98,10 @@ def write_page(results: Path) -> Path:
         legend=[line.replace("\n  ", " ").removeprefix("- ") for line in LEGEND.split("\n- ")],
         mini_note=MINI_NOTE,
         borrowed=EXECUTED_BY_TORCH.removeprefix("- \\"),
+        divergence={divergence_heading(one): divergence_table(one) for one in board.divergence.values()},
+        divergence_note=DIVERGENCE_NOTE.replace("`", ""),
+        foreign=foreign_tables(board.foreign),
+        foreign_note=FOREIGN_NOTE,
         latency_headers=LATENCY_HEADERS,
         latency_note=latency_note(list(board.latency.values())).replace("`", "") if board.latency else "",
         latency={f"latency/{name}": latency_cells(record, machines) for name, record in board.latency.items()},

@@ -14,7 +14,8 @@ from typing import Any
 
 from harness.errors import UserError
 from harness.files import GIB
-from harness.records.base import Record
+from harness.records.base import Record, readable
+from harness.records.divergence import DivergenceRecord, read_divergences
 from harness.records.latency import LatencyRecord, read_latencies
 from harness.records.run import (
     RESULTS,
@@ -26,6 +27,7 @@ from harness.records.run import (
     TimingRecord,
     read_run,
 )
+from harness.reports.foreign_rows import ForeignRow, foreign_rows
 from harness.reports.published import reference_rows
 from harness.tasks import RUSSIAN_SUPERGLUE
 from harness.tasks.metrics import Estimate, mean_estimate
@@ -87,18 +89,27 @@ class Leaderboard(Record):
 
     schema_version: int = SCHEMA_VERSION
     rows: tuple[Row, ...]
+    foreign: tuple[ForeignRow, ...]  # of tasks in lm-eval's own format
     reference: tuple[dict[str, Any], ...]
     latency: dict[str, LatencyRecord]  # file in results/latency -> what it holds, the quickest first
+    divergence: dict[str, DivergenceRecord]  # directory in results/divergence -> what it holds
 
 
 def build_leaderboard(results: Path) -> Leaderboard:
     """Return the leaderboard of all records under `results`/runs; damaged ones are logged and left out.
 
     Raises:
-        UserError: There is no readable record, or a latency record is damaged.
+        UserError: There is no readable record.
     """
-    rows = tuple(_rows(_read_runs(results)))
-    return Leaderboard(rows=rows, reference=tuple(reference_rows()), latency=read_latencies(results))
+    runs = _read_runs(results)
+    foreign = tuple(foreign_rows((run.name, run.record) for run in runs))
+    return Leaderboard(
+        rows=tuple(_rows(runs)),
+        foreign=foreign,
+        reference=tuple(reference_rows()),
+        latency=read_latencies(results),
+        divergence=read_divergences(results),
+    )
 
 
 @dataclass(frozen=True)
@@ -118,12 +129,7 @@ class _Draft:
 def _read_runs(results: Path) -> list[_Run]:
     """Return all readable records, oldest first."""
     directories = sorted(path.parent for path in (results / "runs").glob(f"*/{RESULTS}"))
-    runs = []
-    for directory in directories:
-        try:
-            runs.append(_Run(directory.name, read_run(directory)))
-        except UserError as error:
-            log.warning("%s is left out: %s", directory.name, error.message)
+    runs = [_Run(directory.name, record) for directory, record in readable(directories, read_run)]
     if not runs:
         found = f"{results / 'runs'} holds no finished run"
         if directories:
@@ -219,9 +225,10 @@ def _estimates(tasks: Iterable[TaskScore]) -> list[Estimate]:
 
 
 def _speed(runs: Sequence[_Run], group: str) -> float | None:
-    """Return documents over seconds of scoring, of all runs together."""
+    """Return documents over seconds of scoring, of all runs together; None where they asked something else too."""
     costs = [_row_run(run) for run in runs]
     asked = {_group(name) for run in runs for name in run.record.tasks}
+    asked |= {"lm-eval" for run in runs if run.record.foreign}
     seconds = sum(cost.timing.scoring_seconds for cost in costs)
     if len({machine_text(cost) for cost in costs}) > 1 or asked != {group} or not seconds:
         return None

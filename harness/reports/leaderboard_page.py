@@ -10,6 +10,8 @@ from tabulate import tabulate
 
 from harness.files import MIB, write_atomically
 from harness.records.latency import LatencyRecord
+from harness.reports.divergence import divergence_heading, divergence_table
+from harness.reports.foreign_rows import foreign_tables
 from harness.reports.leaderboard import (
     GROUPS,
     Leaderboard,
@@ -46,6 +48,14 @@ LATENCY_NOTE = """\
 Made by `pytest --benchmark` on the mini set, each backend in a process of its own. Short: a TERRa pair; long: a MuSeRC
 paragraph with one answer; both at batch size 1, from the fields to the answer. Questions/s: TERRa, many at once, at the
 best of five batch sizes (MOROCCO's definition). First token: after a prompt of {prompt_tokens} tokens."""
+FOREIGN_NOTE = """\
+The metrics are lm-eval's, each task by the first that it names; ±: one standard error, of a mean by its formula, of
+other metrics by a bootstrap over documents, of a group as of independent tasks."""
+DIVERGENCE_NOTE = """\
+What a backend does to the model's distribution of the next token, over its whole vocabulary, at every token of a text:
+`rsg-harness divergence`. Same best: share of positions where both find the same token the likeliest. Lost / gained:
+positions where only the reference, only this backend finds the right token the likeliest. Where the right token's
+probability changes, RMS Δp is the root mean square of the change."""
 EXECUTED_BY_TORCH = "- \\*: executed by torch: the quality is real, the speed and the memory are not MLX's."
 
 
@@ -75,6 +85,12 @@ def page(board: Leaderboard) -> str:
                 parts.append(f"## {'Mini set' if is_mini else 'Russian SuperGLUE'}: {how}")
                 parts.extend([MINI_NOTE] if is_mini else [])
                 parts.extend([_table(HEADERS, [_cells(row, board, machines) for row in rows]), _caveats(rows)])
+    for title, (headers, cells) in foreign_tables(board.foreign).items():
+        parts.extend([f"## lm-eval's tasks: {title}", FOREIGN_NOTE, _table(headers, cells)])
+    if board.divergence:
+        parts.extend(["## Divergence", DIVERGENCE_NOTE])
+        for record in board.divergence.values():
+            parts.extend([f"{divergence_heading(record)}.", _table(*divergence_table(record))])
     if measured:
         cells = [latency_cells(record, machines) for record in measured]
         parts.extend(["## Latency", latency_note(measured), _table(LATENCY_HEADERS, cells)])
