@@ -19,6 +19,11 @@ _RUSSIAN = {
     "lost": "потеряно",
     "gained": "приобретено",
 }
+# As many as Vega draws that can be told apart; more models repeat them, and their numbers tell them apart.
+_SHAPES = [
+    "circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left", "wedge",
+    "arrow",
+]  # fmt: skip
 _REFERENCE_COLOURS = {"human": "#8a6fb0", "majority": "#c98a1b"}
 
 
@@ -28,13 +33,19 @@ def quality_against(column: str, title: str, sized: bool = True) -> dict[str, An
     Args:
         column: The cost, a column of the dataset `rows`; the column `front_` + its name says who is on the line.
         title: The title of the cost's axis.
-        sized: Whether the size of a disc shows the memory.
+        sized: Whether the size of a disc shows the memory, and its number the model.
     """
     base = alt.Chart(alt.NamedData("rows"))
     ticks = alt.Axis(format=".3~f" if column == "seconds" else ",.0f")
     cost = alt.X(f"{column}:Q", title=title, scale=alt.Scale(type="log", nice=False, padding=30), axis=ticks)
     colour = alt.Color("backend:N", title="backend", legend=alt.Legend(orient="bottom", columns=3))
-    shape = alt.Shape("model:N", title="model", legend=alt.Legend(orient="bottom", columns=1, symbolFillColor="gray"))
+    shape = alt.Shape(
+        "model:N",
+        title="model",
+        sort=None,
+        scale=alt.Scale(range=_SHAPES),
+        legend=alt.Legend(orient="bottom", columns=1, symbolFillColor="gray", labelLimit=250),
+    )
     line = (
         base.transform_filter(f"datum.front_{column}")
         .mark_line(strokeDash=[4, 4], opacity=0.6)
@@ -65,7 +76,11 @@ def quality_against(column: str, title: str, sized: bool = True) -> dict[str, An
             alt.Tooltip("data:N", title="data"),
         ],
     )
-    return _spec(alt.layer(line, intervals, discs).properties(height=300))
+    numbers = base.mark_text(fontSize=10, dx=12, dy=-12, align="left").encode(
+        x=cost, y="score:Q", text="number:N", color=alt.value("gray")
+    )
+    layers = [line, intervals, discs, *([numbers] if sized else [])]
+    return _spec(alt.layer(*layers).properties(height=300))
 
 
 def task_bars(task: str, references: Mapping[str, float]) -> dict[str, Any]:
@@ -76,7 +91,8 @@ def task_bars(task: str, references: Mapping[str, float]) -> dict[str, Any]:
         references: Name -> score × 100 of the lines to draw.
     """
     base = alt.Chart(alt.NamedData("scores")).transform_filter(alt.datum.task == task)
-    names = alt.Y("label:N", title=None, sort=None, axis=alt.Axis(labelLimit=150))
+    # The names stand above the bars, as wide as the chart: beside them they would be cut off.
+    names = alt.Y("label:N", title=None, sort=None, axis=None, scale=alt.Scale(paddingInner=0.2, paddingOuter=0.1))
     score = alt.X("score:Q", title=None)
     tooltip = [
         alt.Tooltip("label:N", title="model"),
@@ -85,17 +101,22 @@ def task_bars(task: str, references: Mapping[str, float]) -> dict[str, Any]:
         alt.Tooltip("high:Q", title="to", format=".1f"),
         alt.Tooltip("data:N", title="data"),
     ]
-    bars = base.mark_bar(opacity=0.75).encode(
+    bars = base.mark_bar(opacity=0.75, size=12, yOffset=8).encode(
         y=names, x=score, color=alt.Color("backend:N", legend=None), href="link:N", tooltip=tooltip
     )
-    intervals = base.mark_rule(strokeWidth=2).encode(y=names, x=alt.X("low:Q"), x2="high:Q", color=alt.value("gray"))
+    intervals = base.mark_rule(strokeWidth=2, yOffset=8).encode(
+        y=names, x=alt.X("low:Q"), x2="high:Q", color=alt.value("gray")
+    )
+    labels = base.mark_text(
+        align="left", yOffset=-7, xOffset=2, fontSize=11, limit=alt.ExprRef("width - 4"), clip=False
+    ).encode(y=names, x=alt.value(0), text="label:N", color=alt.value("gray"), tooltip=tooltip)
     lines = [
         alt.Chart(alt.InlineData([{"value": value, "name": f"{name} {value:.1f} (test set)"}]))
         .mark_rule(strokeDash=[3, 3], strokeWidth=1.5, color=_REFERENCE_COLOURS[name])
         .encode(x="value:Q", tooltip="name:N")
         for name, value in references.items()
     ]
-    return _spec(alt.layer(bars, intervals, *lines).properties(height=alt.Step(20)))
+    return _spec(alt.layer(bars, intervals, *lines, labels).properties(height=alt.Step(36)))
 
 
 def flip_bars(pair: str) -> dict[str, Any]:

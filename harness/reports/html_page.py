@@ -121,10 +121,10 @@ def _link(run: str) -> str:
 
 
 def _label(row: Row) -> str:
-    """Name model and backend, and the bits of a mixed recipe: bars of the same label would be added up."""
+    """Name backend and model, and the bits of a mixed recipe: bars of the same label would be added up."""
     bits, quantised, _ = row.model.weights.partition("-bit")
     mixed = f" ({bits}-bit)" if quantised and " and " in bits else ""
-    return f"{row.model.name} · {row.backend}{mixed}"
+    return f"{row.backend}{mixed} · {row.model.name}"
 
 
 def _row_score(row: Row) -> tuple[float | None, float | None]:
@@ -136,6 +136,7 @@ def chart_rows(board: Leaderboard) -> list[dict[str, Any]]:
     """Return the dataset `rows` of the charts: quality and cost of every row that has both."""
     machines = all_machines(board)
     found: list[dict[str, Any]] = []
+    names = list(dict.fromkeys(row.model.name for row in _scored_rows(board)))
     for row in _scored_rows(board):
         score, stderr = _row_score(row)
         if score is None or not row.records_per_second or not row.single_bytes:
@@ -145,7 +146,8 @@ def chart_rows(board: Leaderboard) -> list[dict[str, Any]]:
         found.append(
             {
                 "label": _label(row),
-                "model": row.model.name,
+                "number": names.index(row.model.name) + 1,
+                "model": f"{names.index(row.model.name) + 1} {row.model.name}",
                 "backend": row.backend,
                 "data": data_text(row),
                 "executed": executed_text(row, row.runs, machines),

@@ -17,7 +17,7 @@
       font: "system-ui, sans-serif",
       view: { stroke: null },
       axis: { labelColor: soft, titleColor: soft, gridColor: line, domainColor: line, tickColor: line },
-      legend: { labelColor: soft, titleColor: soft },
+      legend: { labelColor: soft, titleColor: soft, layout: { bottom: { direction: "vertical", margin: 8 } } },
       title: { color: text },
     };
   }
