@@ -34,6 +34,9 @@ class Behaviour:
         finish: finish_reason.
         refused: Pieces of prompts that get status 400.
         most_logprobs: Tokens a position that may be asked for.
+        logprobs_status: Status that a question for log-probabilities gets; 0: they are given.
+        unsupported: Parameters that get status 400.
+        error: Message of an error that every answer of status 200 is in place of a choice; "" for none.
         key: The key that is required; "" for none.
         seconds: Time that an answer takes.
     """
@@ -48,6 +51,9 @@ class Behaviour:
     finish: str = "stop"
     refused: tuple[str, ...] = ()
     most_logprobs: int = 20
+    logprobs_status: int = 0
+    unsupported: tuple[str, ...] = ()
+    error: str = ""
     key: str = ""
     seconds: float = 0.0
 
@@ -164,7 +170,15 @@ class OpenAIServer:
         prompt = body["messages"][-1]["content"] if chat else body["prompt"]
         if any(piece in prompt for piece in behaviour.refused):
             return web.json_response({"error": {"message": "maximum context length exceeded"}}, status=400)
+        if behaviour.error:
+            return web.json_response({"error": {"message": behaviour.error, "code": 402}})
+        for name in behaviour.unsupported:
+            if name in body:
+                return web.json_response({"error": {"message": f"Unsupported parameter: '{name}'"}}, status=400)
         asked = body.get("logprobs", False)
+        if asked and behaviour.logprobs_status:
+            message = "you may not ask for logprobs"
+            return web.json_response({"error": {"message": message}}, status=behaviour.logprobs_status)
         top = body.get("top_logprobs", 0) if chat or isinstance(asked, bool) else asked
         if behaviour.shape == "mlx" and not isinstance(asked, bool):
             return web.json_response({"error": "logprobs must be of type bool"}, status=400)

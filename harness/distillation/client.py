@@ -9,11 +9,13 @@ wants `"logprobs": true` in both, and spells tokens as its vocabulary does ("▁
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import logging
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from harness.distillation.lines import Usage
 from harness.errors import UserError, nearest_hint
@@ -24,6 +26,8 @@ try:
 except ImportError as error:
     raise UserError("the package openai is not installed", "pip install 'rsg-harness[distill]'") from error
 
+log = logging.getLogger(__name__)
+
 Api = Literal["chat", "completions"]
 
 # The waits double from 0.5 to 8 seconds: about 40 seconds in all. A Retry-After header of up to two minutes is obeyed.
@@ -32,6 +36,9 @@ _RETRIES = 8
 _UNREADABLE_RETRIES = 2
 _LONGEST_MESSAGE = 200
 _BAD_PARAMETER = (400, 422)  # statuses for a parameter that the server does not take
+_NO_LOGPROB_STATUSES = (*_BAD_PARAMETER, 403, 501)  # and for log-probabilities that it does not give
+# Parameter that a server may refuse -> the name by which some take it; None: it is left out.
+_SUBSTITUTES: Mapping[str, str | None] = {"max_tokens": "max_completion_tokens", "seed": None, "temperature": None}
 
 
 class TeacherFailure(Exception):
@@ -117,6 +124,7 @@ class Teacher:
         self._endpoint = endpoint
         self._key = key
         self._timeout = timeout
+        self._refused_parameters: set[str] = set()
         self._client = openai.AsyncOpenAI(
             base_url=endpoint,
             api_key=key or "none",
@@ -163,7 +171,7 @@ class Teacher:
             try:
                 reply = await self.ask(prompt, temperature=0.0, max_tokens=1, seed=0, logprobs=request)
             except TeacherFailure as failure:
-                if failure.status in _BAD_PARAMETER and request is not tried[-1]:
+                if failure.status in _NO_LOGPROB_STATUSES and request is not tried[-1]:
                     continue
                 raise UserError(f"{self._endpoint}: {failure}", "see the server's log; try --api completions") from None
             if reply.positions:
@@ -191,7 +199,7 @@ class Teacher:
         else:
             path, body["prompt"] = "/completions", prompt
         for _ in range(_UNREADABLE_RETRIES + 1):
-            content = await self._post(path, body)
+            content = await self._post_adapted(path, body)
             try:
                 return read_reply(content)
             except ValidationError as error:
@@ -199,6 +207,22 @@ class Teacher:
         first = unreadable.errors()[0]
         where = f" in {'.'.join(map(str, first['loc']))}" if first["loc"] else ""
         raise TeacherFailure(f"not an answer of an OpenAI-compatible server{where}: {first['msg'].lower()}")
+
+    async def _post_adapted(self, path: str, body: dict[str, Any]) -> bytes:
+        """Post without the parameters that the server has refused by name, learning which they are."""
+        while True:
+            taken = {name: value for name, value in body.items() if name not in self._refused_parameters}
+            for name in self._refused_parameters & body.keys():
+                if substitute := _SUBSTITUTES[name]:
+                    taken[substitute] = body[name]
+            try:
+                return await self._post(path, taken)
+            except TeacherFailure as failure:
+                refused = next((name for name in _SUBSTITUTES if re.search(rf"\b{name}\b", str(failure))), None)
+                if failure.status not in _BAD_PARAMETER or refused is None or refused not in taken:
+                    raise
+                log.warning("the server refuses %s: %s", refused, failure)
+                self._refused_parameters.add(refused)
 
     async def _post(self, path: str, body: dict[str, Any]) -> bytes:
         try:
@@ -208,12 +232,27 @@ class Teacher:
         except openai.APIConnectionError as error:
             raise TeacherFailure(f"the connection broke: {_cause(error)}") from error
         except openai.APIStatusError as error:
-            if error.status_code in (401, 403):
+            # Some servers say 403 to log-probabilities alone.
+            if error.status_code == 401 or (error.status_code == 403 and "logprobs" not in body):
                 raise self._refused(error) from error
             if error.status_code == 404:
                 raise await self._no_model(error) from error
             raise TeacherFailure(f"status {error.status_code}: {self._message(error)}", error.status_code) from error
+        if failure := self._error_with_status_200(response.content):
+            raise failure
         return response.content
+
+    def _error_with_status_200(self, content: bytes) -> TeacherFailure | None:
+        """Return what a proxy reports as an error in an answer of status 200; None where it is none."""
+        try:
+            answer = json.loads(content)
+        except ValueError:
+            return None
+        error = answer.get("error") if isinstance(answer, dict) and not answer.get("choices") else None
+        if not error:
+            return None
+        code = error.get("code") if isinstance(error, dict) else None
+        return TeacherFailure(self._shortened(_message_of(answer)), code if isinstance(code, int) else None)
 
     def _refused(self, error: openai.APIStatusError) -> UserError:
         return UserError(
@@ -227,18 +266,27 @@ class Teacher:
         return UserError(f"{self._endpoint} has no model {self.name!r}: {self._message(error)}", hint)
 
     def _message(self, error: openai.APIStatusError) -> str:
-        """Return the server's message on one short line, without the key, which some servers repeat."""
+        """Return the server's message on one short line."""
         text = error.response.text
         try:
-            found = json.loads(text)
-            found = found.get("error", found)
-            text = found if isinstance(found, str) else str(found.get("message", text))
-        except (ValueError, AttributeError):
-            pass
+            return self._shortened(_message_of(json.loads(text)) or text)
+        except ValueError:
+            return self._shortened(text)
+
+    def _shortened(self, text: str) -> str:
+        """Return a text on one short line, without the key, which some servers repeat."""
         if self._key:
             text = text.replace(self._key, "KEY")
         text = " ".join(text.split())
         return text if len(text) <= _LONGEST_MESSAGE else text[:_LONGEST_MESSAGE] + "…"
+
+
+def _message_of(answer: Any) -> str:
+    """Return the message of an error, in the shapes that servers give it; "" where there is none."""
+    found = answer.get("error", answer) if isinstance(answer, dict) else answer
+    if isinstance(found, dict):
+        found = found.get("message") or json.dumps(found, ensure_ascii=False)
+    return str(found or "")
 
 
 def _cause(error: Exception) -> str:
@@ -247,14 +295,21 @@ def _cause(error: Exception) -> str:
 
 
 class _Lenient(BaseModel):
-    """A part of an answer; fields that servers add are ignored."""
+    """A part of an answer; fields that servers add are ignored, and so are those that are null."""
 
     model_config = ConfigDict(extra="ignore")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_null(cls, values: Any) -> Any:
+        return (
+            {key: value for key, value in values.items() if value is not None} if isinstance(values, dict) else values
+        )
+
 
 class _Token(_Lenient):
-    token: str
-    logprob: float
+    token: str = ""
+    logprob: float | None = None  # some servers give none for tokens that they rule out
 
 
 class _Content(_Lenient):
@@ -265,12 +320,24 @@ class _Content(_Lenient):
 class _Logprobs(_Lenient):
     content: list[_Content] | None = None  # the chat shape
     tokens: list[str] | None = None  # the completions shape: this field and the next
-    top_logprobs: list[dict[str, float] | None] | None = None
+    top_logprobs: list[dict[str, float | None] | None] | None = None
+
+
+_TEXT_PARTS = ("text", "output_text")
 
 
 class _Message(_Lenient):
     content: str | None = None
     refusal: str | None = None
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _joined(cls, value: Any) -> Any:
+        """Join the texts of an answer in parts; thoughts and pictures are none of it."""
+        if not isinstance(value, list):
+            return value
+        parts = [part for part in value if isinstance(part, dict) and part.get("type", "text") in _TEXT_PARTS]
+        return "".join(str(part.get("text") or "") for part in parts)
 
 
 class _Choice(_Lenient):
@@ -283,11 +350,6 @@ class _Choice(_Lenient):
 class _Usage(_Lenient):
     prompt_tokens: int = 0
     completion_tokens: int = 0
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _none_is_zero(cls, value: Any) -> Any:
-        return 0 if value is None else value
 
 
 class _Answer(_Lenient):
@@ -316,15 +378,19 @@ def read_reply(content: bytes) -> Reply:
 
 def _positions(logprobs: _Logprobs) -> tuple[Position, ...]:
     if logprobs.content is not None:
-        shown = [(one.token, [(top.token, top.logprob) for top in one.top_logprobs]) for one in logprobs.content]
+        shown = [(one.token, _known((top.token, top.logprob) for top in one.top_logprobs)) for one in logprobs.content]
     else:
         tops = logprobs.top_logprobs or []
-        shown = [(token, list((top or {}).items())) for token, top in zip(logprobs.tokens or [], tops, strict=False)]
+        shown = [(token, _known((top or {}).items())) for token, top in zip(logprobs.tokens or [], tops, strict=False)]
     if not any(top for _, top in shown):
         return ()
     return tuple(
         Position(plain_text(token), tuple((plain_text(text), value) for text, value in top)) for token, top in shown
     )
+
+
+def _known(pairs: Iterable[tuple[str, float | None]]) -> list[tuple[str, float]]:
+    return [(token, logprob) for token, logprob in pairs if logprob is not None]
 
 
 def _byte_letters() -> dict[str, int]:

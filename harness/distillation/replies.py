@@ -79,6 +79,8 @@ def _read_text(text: str, verbalizers: Sequence[str], entities: Sequence[str], e
     marks = list(_MARK.finditer(text))
     if explained and not marks:
         return None
+    if text.rfind("<think>") > text.rfind("</think>"):  # a thought that was cut short answers nothing
+        return None
     answer = text[marks[-1].end() :] if marks else text
     if verbalizers:
         return parse_choice(answer, verbalizers)

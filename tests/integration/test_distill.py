@@ -159,6 +159,35 @@ def test_a_server_without_log_probabilities_is_read_by_its_words(distill: Distil
     assert report["unparsable"] == sum(n for (_, outcome, _), n in found.items() if outcome == "unparsable")
 
 
+@pytest.mark.parametrize("status", [400, 403])
+def test_a_server_that_refuses_log_probabilities_is_read_by_its_words(
+    distill: Distill, tmp_path: Path, status: int
+) -> None:
+    with OpenAIServer(Behaviour(logprobs_status=status)) as server:
+        finished(distill(server, "--tasks", "terra", "--limit", "4"))
+    assert {line.how for line in labels(tmp_path / "out")} == {"text"}
+
+
+def test_a_parameter_that_the_server_does_not_take_is_left_out_or_called_otherwise(
+    distill: Distill, tmp_path: Path
+) -> None:
+    with OpenAIServer(Behaviour(unsupported=("max_tokens", "temperature"))) as server:
+        done = distill(server, "--tasks", "terra", "--limit", "4")
+    finished(done)
+    assert "refuses max_tokens" in done.stderr
+    asked = server.bodies[-1]
+    assert asked["max_completion_tokens"] == 24
+    assert {"max_tokens", "temperature"}.isdisjoint(asked)
+    assert len(labels(tmp_path / "out")) == 4
+
+
+def test_an_error_with_status_200_is_shown_in_the_servers_words(distill: Distill) -> None:
+    with OpenAIServer(Behaviour(error="daily quota used up")) as server:
+        done = distill(server, "--tasks", "terra", "--limit", "4")
+    assert done.returncode == 2
+    assert "daily quota used up" in done.stderr.splitlines()[-1]
+
+
 def test_several_samples_differ_by_their_seed_and_become_shares(distill: Distill, tmp_path: Path) -> None:
     with OpenAIServer() as server:
         finished(distill(server, "--tasks", "rcb", "--samples", "3", "--limit", "5", "--seed", "7"))

@@ -227,3 +227,24 @@ def test_an_answer_without_text_or_usage_is_an_empty_one() -> None:
 def test_a_refusal_of_the_server_is_one() -> None:
     found = read_reply(b'{"choices": [{"message": {"content": null, "refusal": "no"}, "finish_reason": "stop"}]}')
     assert found.declined
+
+
+def test_what_servers_leave_null_is_left_out() -> None:
+    content = {"token": None, "top_logprobs": [{"token": "Да", "logprob": -0.1}, {"token": "нет", "logprob": None}]}
+    (position,) = read_reply(answer({"content": [content], "tokens": None})).positions
+    assert position.top == (("Да", -0.1),)
+    assert read_reply(answer({"content": [{"token": "Да", "top_logprobs": None}]})).positions == ()
+    assert read_reply(b'{"choices": [{"message": null, "text": "x"}], "usage": {"prompt_tokens": null}}').text == "x"
+
+
+def test_an_answer_in_parts_is_its_texts() -> None:
+    parts = [{"type": "thinking", "thinking": []}, {"type": "text", "text": "Да, "}, {"type": "text", "text": "верно"}]
+    content = json.dumps({"choices": [{"message": {"content": parts}}]}).encode()
+    assert read_reply(content).text == "Да, верно"
+
+
+@pytest.mark.parametrize(("text", "choice"), [("<think>Да, ведь", None), ("<think>Да, ведь…</think>нет", 1)])
+def test_a_thought_that_was_cut_short_is_no_answer(text: str, choice: int | None) -> None:
+    found = read_label([read_reply(answer(None, text))], ("да", "нет"), (), False)
+    assert found.outcome == ("unparsable" if choice is None else "answered")
+    assert found.probabilities == (None if choice is None else [0, 1])
