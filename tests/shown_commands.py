@@ -29,6 +29,13 @@ NOT_RUN = {
     "lm_eval run --include_path task_configs --tasks rsg --model hf --model_args pretrained=google/gemma-3-1b-it": (
         "minutes; tests/parity/test_against_lm_eval.py runs the task files under plain lm-eval"
     ),
+    "rsg-harness run --tasks hellaswag,arc_easy --limit 200 --backend mlx-q4": "its documents are on the hub",
+    "rsg-harness run --tasks hellaswag --limit 200": "its documents are on the hub",
+    "rsg-harness run --include-path my_tasks --tasks my_group --num-fewshot 2": (
+        "tests/integration/test_lm_eval_tasks.py runs a directory of tasks"
+    ),
+    "python -m harness.lm_eval run --model rsg --model_args pretrained=DIR,backend=mlx-q4 --tasks hellaswag "
+    "--limit 100": "its documents are on the hub; tests/integration/test_lm_eval_tasks.py runs it on others",
     "pytest -m device": "tests/integration/test_device.py is what it runs",
     "rsg-harness doctor --check --model DIR --json check.json": (
         "slow where MLX has no GPU; tests/integration/test_device.py checks a small model"

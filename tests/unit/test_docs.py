@@ -71,6 +71,8 @@ def _check_other(shown: Shown) -> None:
         assert rest[:4] == ["install", "-c", "constraints.txt", "-e"]
         extras = tomllib.loads(text_of("pyproject.toml"))["project"]["optional-dependencies"]
         assert set(rest[4].strip(".[]").split(",")) <= set(extras)
+    elif program == "python" and rest[0] == "-m":
+        assert (ROOT / rest[1].replace(".", "/")).with_suffix(".py").is_file()
     elif program == "python":
         script = text_of(rest[0])
         for option in (word for word in rest if word.startswith("--")):

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UserError
-from harness.records.run import MemoryRecord, TimingRecord
+from harness.records.run import (
+    ForeignMetricRecord,
+    ForeignTaskRecord,
+    GroupRecord,
+    MemoryRecord,
+    MetricRecord,
+    TimingRecord,
+)
 from harness.reports.leaderboard import build_leaderboard
 from harness.reports.leaderboard_page import write_leaderboard
 from harness.reports.published import published
@@ -238,7 +245,7 @@ def test_a_damaged_or_old_record_is_left_out_with_one_line_that_names_it(tmp_pat
     assert len(board(tmp_path)["rows"]) == 1
     (logged,) = caplog.records
     assert logged.levelname == "WARNING"
-    assert logged.getMessage().startswith("broken is left out:")
+    assert "broken is left out:" in logged.getMessage()
     assert reason in logged.getMessage()
 
 
@@ -247,6 +254,50 @@ def test_a_foreign_task_in_a_record_is_left_out_with_a_warning(tmp_path, add, ca
     (row,) = board(tmp_path)["rows"]
     assert list(row["tasks"]) == ["terra"]
     assert "a: winogrande is not a task of Russian SuperGLUE" in caplog.text
+
+
+def test_damaged_latency_and_divergence_records_stop_nothing(tmp_path, add, caplog):
+    add("a", {"terra": 0.5})
+    for path in ("latency/x.json", "divergence/x/divergence.json"):
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).write_text("{", encoding="utf-8")
+    assert len(board(tmp_path)["rows"]) == 1
+    assert len(caplog.records) == 2
+
+
+def foreign(value, main="acc", **changes):
+    """A task of lm-eval's."""
+    metric = ForeignMetricRecord(value=value, stderr=0.01, aggregation="mean", higher_is_better=main == "acc")
+    fields = {
+        "main": main, "metrics": {main: metric}, "documents": 100, "output_type": "multiple_choice", "version": "1",
+        "prompt_sha256": "p", "data_sha256": "d", "num_fewshot": 0, "truncated": 0, **changes,
+    }  # fmt: skip
+    return ForeignTaskRecord(**fields)
+
+
+def test_lm_evals_tasks_have_a_table_a_group_and_one_of_their_own(tmp_path, add):
+    pair = {"one": foreign(0.25), "two": foreign(0.75)}
+    group = GroupRecord(tasks=("one", "two"), metrics={"acc": MetricRecord(value=0.5, stderr=0.007)})
+    text = {"wikitext": foreign(18.5, "word_perplexity")}
+    add("a", {}, foreign={**pair, **text}, groups={"both": group}, date=EARLY)
+    add("b", {}, foreign=pair, groups={"both": group}, date=EARLY, model="other")
+    add("c", {}, foreign={"wikitext": foreign(17.5, "word_perplexity")}, date=LATE)  # newer: replaces the first run's
+    add("d", {}, foreign={"wikitext": foreign(30.0, "word_perplexity", num_fewshot=2)}, date=LATE)
+    found = tables(page(tmp_path))
+    assert [row["acc"] for row in found["lm-eval's tasks: both"]] == ["0.5 ± 0.007"] * 2
+    assert found["lm-eval's tasks: both"][0]["one, acc ↑"] == "0.25 ± 0.01"
+    alone = found["lm-eval's tasks: single tasks"]
+    assert [(row["wikitext, word_perplexity ↓"], row["asked"]) for row in alone] == [
+        ("17.5 ± 0.01", "all documents"),
+        ("30 ± 0.01", "2 examples shown"),
+    ]
+    assert board(tmp_path)["rows"] == []
+
+
+def test_a_run_that_asked_lm_evals_tasks_too_has_no_speed(tmp_path, add):
+    add("a", {"terra": 0.5}, foreign={"one": foreign(0.25)})
+    (row,) = board(tmp_path)["rows"]
+    assert row["records_per_second"] is None
 
 
 def test_an_unfinished_run_is_no_concern_of_the_leaderboard(tmp_path, add, capsys):
