@@ -20,6 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("before", type=path, metavar="RUN_A", help="directory of a finished run")
     parser.add_argument("after", type=path, metavar="RUN_B", help="directory of another one")
     parser.add_argument("--flips", type=int, metavar="N", help="show this many flipped documents a task (default: 0)")
+    parser.add_argument(
+        "--across-prompts", action="store_true", help="the prompts may differ: compare each model as it was asked"
+    )
     add_include_path(parser)
 
 
@@ -27,4 +30,5 @@ def call(arguments: dict[str, Any]) -> None:
     """Compare, and print the differences."""
     from harness.reports.compare import compare, comparison_text
 
-    print(comparison_text(compare(arguments["before"], arguments["after"]), arguments.get("flips", 0)))
+    found = compare(arguments["before"], arguments["after"], across_prompts=arguments.get("across_prompts", False))
+    print(comparison_text(found, arguments.get("flips", 0)))

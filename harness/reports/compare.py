@@ -46,12 +46,14 @@ class Comparison:
         return (self.mean_after or 0.0) - (self.mean_before or 0.0)
 
 
-def compare(before: Path, after: Path, seed: int = 0) -> Comparison:
+def compare(before: Path, after: Path, seed: int = 0, *, across_prompts: bool = False) -> Comparison:
     """Compare two run directories.
 
     Args:
         before, after: directories of finished runs over the same documents and prompts.
         seed: of the bootstrap.
+        across_prompts: Whether the prompts may differ, as those of two trained models do: then each model is compared
+            as it was asked.
 
     Raises:
         UserError: no records, no task in common, other documents or prompts, or hidden answers.
@@ -65,10 +67,14 @@ def compare(before: Path, after: Path, seed: int = 0) -> Comparison:
         raise UserError(f"{before} and {after} have no task in common", "compare runs over the same tasks")
     for task in shared:
         _refuse_if_unlike(task, records[0].tasks[task], records[1].tasks[task], OWN_SETTINGS)
+        if not across_prompts:
+            _refuse_if_unlike(task, records[0].tasks[task], records[1].tasks[task], PROMPTS, ACROSS_PROMPTS)
         if records[0].tasks[task].score is None:
             raise UserError(f"the answers of {task} are hidden in this split", "compare runs over the validation split")
     for task in foreign:
         _refuse_if_unlike(task, records[0].foreign[task], records[1].foreign[task], FOREIGN_SETTINGS)
+        if not across_prompts:
+            _refuse_if_unlike(task, records[0].foreign[task], records[1].foreign[task], PROMPTS[1:], ACROSS_PROMPTS)
     samples = _by_task(before, [*shared, *foreign]), _by_task(after, [*shared, *foreign])
     found, draws = [], []
     for task in shared:
@@ -102,17 +108,11 @@ def compare(before: Path, after: Path, seed: int = 0) -> Comparison:
 FOREIGN_SETTINGS = (
     ("documents", "data_sha256"),
     ("numbers of documents", "documents"),
-    ("numbers of solved examples", "num_fewshot"),
     ("main metrics", "main"),
-    ("rendered prompts", "prompt_sha256"),
 )
-OWN_SETTINGS = (
-    ("documents", "data_sha256"),
-    ("splits", "split"),
-    ("numbers of documents", "documents"),
-    ("prompts", "prompt"),
-    ("rendered prompts", "prompt_sha256"),
-)
+OWN_SETTINGS = (("documents", "data_sha256"), ("splits", "split"), ("numbers of documents", "documents"))
+PROMPTS = (("prompts", "prompt"), ("rendered prompts", "prompt_sha256"))
+ACROSS_PROMPTS = "compare runs made alike, or each model as it was asked: --across-prompts"
 
 
 def _refuse_if_unlike(
@@ -120,12 +120,13 @@ def _refuse_if_unlike(
     before: TaskRecord | ForeignTaskRecord,
     after: TaskRecord | ForeignTaskRecord,
     settings: Sequence[tuple[str, str]],
+    hint: str = "compare runs made alike",
 ) -> None:
     for what, key in settings:
         values = getattr(before, key), getattr(after, key)
         if values[0] != values[1]:
             shown = " and ".join(str(value)[:12] for value in values)
-            raise UserError(f"the runs have different {what} in {task} ({shown})", "compare runs made alike")
+            raise UserError(f"the runs have different {what} in {task} ({shown})", hint)
 
 
 def _by_task(directory: Path, tasks: Sequence[str]) -> dict[str, list[SampleRecord]]:
@@ -228,6 +229,12 @@ def comparison_text(found: Comparison, flips: int = 0) -> str:
         ]
         headers = ["lm-eval's task", "metric", "before", "after", "difference", "95% interval", *_EVIDENCE]
         lines += ["", tabulate(rows, headers=headers, disable_numparse=True)]
+    if asked_otherwise := [
+        task.task
+        for task in found.tasks
+        if found.before.tasks[task.task].prompt_sha256 != found.after.tasks[task.task].prompt_sha256
+    ]:
+        lines.append(f"asked by other prompts: {', '.join(asked_otherwise)}")
     if found.left_out:
         lines.append(f"not compared: {', '.join(found.left_out)}")
     for task in (*found.tasks, *found.foreign):

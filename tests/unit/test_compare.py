@@ -13,7 +13,7 @@ from scipy import stats
 
 from harness.errors import UserError
 from harness.records.run import SampleRecord, write_run
-from harness.reports.compare import compare, points, verdict
+from harness.reports.compare import compare, comparison_text, points, verdict
 from harness.reports.paired import bootstrap_p, holm, mcnemar
 from tests.unit.run_records import run_record
 
@@ -167,6 +167,39 @@ def test_runs_that_are_not_alike_are_refused(pair: Any, changes: dict[str, Any],
     right = np.ones(10, dtype=bool)
     with pytest.raises(UserError, match=said.replace("(", r"\(").replace(")", r"\)")):
         compare(*pair(terra_samples(right), terra_samples(right), **changes))
+
+
+def test_other_prompts_are_compared_where_that_is_asked_for(pair: Any) -> None:
+    right = np.arange(50) % 3 > 0
+    found = compare(
+        *pair(terra_samples(right), terra_samples(~right), task_changes={"prompt_sha256": "0" * 64}),
+        across_prompts=True,
+    )
+    assert len(found.tasks[0].lost) == right.sum()
+    assert "asked by other prompts: terra" in comparison_text(found)
+
+
+def hashed(samples: list[SampleRecord], hashes: list[str]) -> list[SampleRecord]:
+    return [sample.model_copy(update={"document": one}) for sample, one in zip(samples, hashes, strict=True)]
+
+
+def test_examples_are_paired_by_their_content(pair: Any) -> None:
+    # The same idx for all, as in some files: the content tells them apart.
+    samples = hashed(terra_samples(np.arange(10) < 5), [str(number) for number in range(10)])
+    alike = [sample.model_copy(update={"idx": 0}) for sample in samples]
+    found = compare(*pair(alike, alike[::-1]))
+    assert (found.tasks[0].lost, found.tasks[0].gained) == ((), ())
+
+
+@pytest.mark.parametrize("hashes", [None, [f"x{number}" for number in range(10)]])
+def test_examples_that_are_others_or_cannot_be_told_apart_are_refused(pair: Any, hashes: list[str] | None) -> None:
+    samples = terra_samples(np.ones(10, dtype=bool))
+    alike = [sample.model_copy(update={"idx": 0}) for sample in samples]
+    with pytest.raises(UserError, match="not of the same examples"):
+        if hashes is None:
+            compare(*pair(alike, alike))
+        else:
+            compare(*pair(hashed(samples, [str(number) for number in range(10)]), hashed(samples, hashes)))
 
 
 def test_other_tasks_are_left_out_and_none_in_common_is_refused(pair: Any, tmp_path: Path) -> None:
