@@ -2,17 +2,23 @@
 
     python scripts/against_lm_eval.py --data path/to/official [--cases muserc,terra] [--batch-size 8]
 
-Every measurement is a process of its own (peak memory is the process's), ours and lm-eval's in turn. Times are those of
-`lm_eval.evaluator.evaluate`: rendering, scoring and judging, the loading of the model left out on both sides.
+The cases long-choices, rolling and writing are tasks in lm-eval's own format over texts of MuSeRC and DaNetQA: five
+choices after one paragraph and question; paragraphs whole; answers written after five solved examples that all
+documents share. Every measurement is a process of its own (peak memory is the process's), ours and lm-eval's in turn.
+Times are those of `lm_eval.evaluator.evaluate`: rendering, scoring and judging, the loading of the model left out on
+both sides.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +30,70 @@ EIGHT = ("lidirus", "rcb", "parus", "muserc", "terra", "russe", "rwsd", "danetqa
 
 @dataclass(frozen=True)
 class Case:
-    tasks: tuple[str, ...]
+    """What is asked. `tasks`: of Russian SuperGLUE; `task`: one in lm-eval's format, whose documents `rows` makes."""
+
+    tasks: tuple[str, ...] = ()
     num_fewshot: int = 0
     documents: int = 100  # lm-eval's documents: of MuSeRC answers
+    task: str = ""
+    rows: Callable[[Path], Iterator[dict[str, Any]]] | None = None
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    for line in path.read_text(encoding="utf-8").splitlines():
+        yield json.loads(line)
+
+
+def long_choices(data: Path) -> Iterator[dict[str, Any]]:
+    """Yield a paragraph and a question with five answers, of this question and the next ones."""
+    for line in _lines(data / "MuSeRC" / "val.jsonl"):
+        answers = [answer["text"] for question in line["passage"]["questions"] for answer in question["answers"]]
+        for number, question in enumerate(line["passage"]["questions"]):
+            choices = (answers[number:] + answers)[:5]
+            yield {"text": line["passage"]["text"], "question": question["question"], "choices": choices}
+
+
+def paragraphs(data: Path) -> Iterator[dict[str, Any]]:
+    """Yield paragraphs."""
+    for line in _lines(data / "MuSeRC" / "val.jsonl"):
+        yield {"text": line["passage"]["text"]}
+
+
+def questions(data: Path) -> Iterator[dict[str, Any]]:
+    """Yield passages with a question."""
+    for line in _lines(data / "DaNetQA" / "val.jsonl"):
+        yield {"text": line["passage"], "question": line["question"], "answer": "да" if line["label"] else "нет"}
+
+
+COMMON = """
+task: case
+dataset_path: json
+dataset_kwargs: {data_files: {test: DIR/rows.jsonl, train: DIR/rows.jsonl}}
+test_split: test
+fewshot_split: train
+"""
+LONG_CHOICES = r"""
+output_type: multiple_choice
+doc_to_text: "{{text}}\nВопрос: {{question}}\nОтвет:"
+doc_to_choice: "{{choices}}"
+doc_to_target: 0
+metric_list: [{metric: acc}]
+"""
+ROLLING = """
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{text}}"
+metric_list: [{metric: bits_per_byte}]
+"""
+WRITING = r"""
+output_type: generate_until
+num_fewshot: 5
+fewshot_config: {sampler: first_n}
+doc_to_text: "{{text}}\nВопрос: {{question}}\nОтвет:"
+doc_to_target: "{{answer}}"
+generation_kwargs: {until: ["\n"], max_gen_toks: 8}
+metric_list: [{metric: exact_match}]
+"""
 
 
 CASES = {
@@ -34,11 +101,14 @@ CASES = {
     "terra": Case(("terra",)),
     "terra-4shot": Case(("terra",), num_fewshot=4),
     "eight": Case(EIGHT),
+    "long-choices": Case(documents=60, task=LONG_CHOICES, rows=long_choices),
+    "rolling": Case(documents=60, task=ROLLING, rows=paragraphs),
+    "writing": Case(num_fewshot=5, documents=40, task=WRITING, rows=questions),
 }
 
 
-def measure(model: str, case: Case, data: str, dtype: str, batch_size: int) -> dict[str, Any]:
-    """Runs one side of one case in this process."""
+def measure(model: str, case: Case, data: str, dtype: str, batch_size: int, directory: str) -> dict[str, Any]:
+    """Run one side of one case in this process; a directory holds its task file."""
     from lm_eval.evaluator import evaluate
     from lm_eval.tasks import TaskManager
 
@@ -59,11 +129,19 @@ def measure(model: str, case: Case, data: str, dtype: str, batch_size: int) -> d
         else:
             from lm_eval.models.huggingface import HFLM
 
-            lm = HFLM(pretrained=str(path), dtype=dtype, device="cpu", batch_size=batch_size)
-        manager = TaskManager(
-            include_path=[str(TASK_DIR / "rsg")], include_defaults=False, metadata={"data": data, "seed": 1234}
-        )
-        loaded = manager.load([f"rsg_{task}" for task in case.tasks])
+            # Whole texts begin with one BOS on both sides.
+            bos = False if case.task is ROLLING else None
+            lm = HFLM(pretrained=str(path), dtype=dtype, device="cpu", batch_size=batch_size, add_bos_token=bos)
+        own = TASK_DIR / "rsg"
+        if case.rows:
+            own = Path(directory)
+            rows = list(itertools.islice(case.rows(Path(data)), case.documents + case.num_fewshot))
+            text = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in rows)
+            (own / "rows.jsonl").write_text(text, encoding="utf-8")
+            (own / "case.yaml").write_text(COMMON.replace("DIR", directory) + case.task, encoding="utf-8")
+        manager = TaskManager(include_path=[str(own)], include_defaults=False, metadata={"data": data, "seed": 1234})
+        names = ["case"] if case.task else [f"rsg_{task}" for task in case.tasks]
+        loaded = manager.load(names)
         for task in loaded["tasks"].values():
             task.set_config("num_fewshot", case.num_fewshot)
             task.set_fewshot_seed(1234)
@@ -71,11 +149,8 @@ def measure(model: str, case: Case, data: str, dtype: str, batch_size: int) -> d
         results = evaluate(lm=lm, task_dict=loaded, limit=case.documents, bootstrap_iters=0)
         seconds = time.perf_counter() - started
     assert results is not None
-    logprobs = [
-        [float(pair[0]) for pair in sample["filtered_resps"]]
-        for task in case.tasks
-        for sample in results["samples"][f"rsg_{task}"]
-    ]
+    answers = [sample["filtered_resps"] for name in names for sample in results["samples"][name]]
+    logprobs = [[float(one[0]) if isinstance(one, list | tuple) else one for one in answer] for answer in answers]
     statistics = vars(lm.scorer.statistics) if model == "ours" else {}
     return {"seconds": seconds, "peak": peak_process_bytes(), "logprobs": logprobs, "statistics": statistics}
 
@@ -90,8 +165,9 @@ def in_process(model: str, name: str, args: argparse.Namespace) -> dict[str, Any
 def row(name: str, ours: dict[str, Any], theirs: dict[str, Any]) -> list[Any]:
     """A line of the table. Answers: the share of documents where both choose the same."""
     pairs = list(zip(ours["logprobs"], theirs["logprobs"], strict=True))
-    same = sum(a.index(max(a)) == b.index(max(b)) for a, b in pairs) / len(pairs)
-    difference = max(abs(x - y) for a, b in pairs for x, y in zip(a, b, strict=True))
+    same = sum(a.index(max(a)) == b.index(max(b)) if len(a) > 1 else a == b for a, b in pairs) / len(pairs)
+    numbers = [(x, y) for a, b in pairs for x, y in zip(a, b, strict=True) if not isinstance(x, str)]
+    difference = max((abs(x - y) for x, y in numbers), default=0.0)
     statistics = ours["statistics"]
     return [
         name,
@@ -136,7 +212,9 @@ def main() -> None:
     args.data = str(Path(args.data).resolve())
     names = args.cases.split(",")
     if args.only:
-        print(json.dumps(measure(args.only, CASES[names[0]], args.data, args.dtype, args.batch_size)))
+        with tempfile.TemporaryDirectory() as directory:
+            found = measure(args.only, CASES[names[0]], args.data, args.dtype, args.batch_size, directory)
+        print(json.dumps(found))
         return
     rows = []
     for name in names:
