@@ -12,6 +12,13 @@ from typing import Any
 SPECIAL_TOKENS = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]  # ids 0 to 5
 WHOLE_WORDS = ["▁да", "▁нет", "▁Да", "▁Нет"]
 VOCABULARY_SIZE = 512
+# The shape of Gemma-3's own chat template: it writes the BOS itself and calls the assistant "model". A model has it in
+# chat_template.jinja.
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}<start_of_turn>"
+    "{{ 'model' if message['role'] == 'assistant' else message['role'] }}\n{{ message['content'] | trim }}"
+    "<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
 
 
 def make_tiny_gemma(directory: Path | str, *, seed: int = 0, **config_overrides: Any) -> Path:

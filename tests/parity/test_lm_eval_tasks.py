@@ -17,7 +17,7 @@ from harness.quiet import quiet_libraries
 from harness.tasks.lm_eval_index import task_manager
 from tests.lm_eval_layouts import LAYOUTS, write_layouts
 from tests.lm_eval_tasks import TASKS, TEXTS, write_lm_eval_tasks
-from tests.tiny_gemma import make_tiny_gemma
+from tests.tiny_gemma import CHAT_TEMPLATE, make_tiny_gemma
 
 # Sampled answers differ by library.
 ALIKE = [name for name in TASKS if name != "own_votes"]
@@ -25,8 +25,10 @@ ALIKE = [name for name in TASKS if name != "own_votes"]
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With a context shorter than the long texts."""
-    return make_tiny_gemma(tmp_path_factory.mktemp("gemma"), num_hidden_layers=4, max_position_embeddings=256)
+    """With a context shorter than the long texts, and a chat template."""
+    directory = make_tiny_gemma(tmp_path_factory.mktemp("gemma"), num_hidden_layers=4, max_position_embeddings=256)
+    (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+    return directory
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +76,15 @@ def flat(answers: Iterable[Any]) -> list[Any]:
     return [part if isinstance(part, str) else float(part) for part in parts]
 
 
-@pytest.mark.parametrize("options", [{}, {"system_instruction": "Отвечай кратко."}, {"num_fewshot": 1}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"system_instruction": "Отвечай кратко."},
+        {"num_fewshot": 1},
+        {"num_fewshot": 1, "apply_chat_template": True, "fewshot_as_multiturn": True, "system_instruction": "Кратко."},
+    ],
+)
 def test_simple_evaluate_gives_the_figures_of_lm_evals_own_model(
     ours: PlannedModel, theirs: HFLM, manager: TaskManager, options: dict[str, Any]
 ) -> None:

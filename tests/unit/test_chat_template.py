@@ -14,20 +14,13 @@ from harness.models.chat import chat_template
 from harness.models.open import open_model
 from harness.models.options import ModelOptions
 from harness.tasks.prompts import TASK_DIR
-from tests.tiny_gemma import make_tiny_gemma
-
-# The shape of Gemma-3's own template: it writes the BOS itself and calls the assistant "model".
-TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}<start_of_turn>"
-    "{{ 'model' if message['role'] == 'assistant' else message['role'] }}\n{{ message['content'] | trim }}"
-    "<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
-)
+from tests.tiny_gemma import CHAT_TEMPLATE, make_tiny_gemma
 
 
 @pytest.fixture(scope="module")
 def chat_model(tmp_path_factory: pytest.TempPathFactory) -> PlannedModel:
     directory: Path = make_tiny_gemma(tmp_path_factory.mktemp("chat"), max_position_embeddings=4096)
-    (directory / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+    (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
     return PlannedModel(open_model(ModelOptions(model=str(directory), backend="torch-cpu", dtype="float32")), 512)
 
 
