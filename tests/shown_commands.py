@@ -72,7 +72,7 @@ NOT_RUN = {
     "rsg-harness divergence --model embedded --corpus FILE --limit 500": (
         "minutes with the real model; tests/integration/test_divergence.py measures a small one"
     ),
-    "rsg-harness train --recipe gemma-3-270m --data DIR --start CHECKPOINT --output NEW": (
+    "rsg-harness train --recipe gemma-3-270m-continued --data DIR --start CHECKPOINT --output NEW": (
         "hours; tests/integration/test_train.py continues from a small checkpoint"
     ),
     "rsg-harness train --recipe gemma-3-1b-it --data hub --weights mlx-q4": (
