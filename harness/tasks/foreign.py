@@ -6,7 +6,9 @@ Their prompts, filters and metrics are lm-eval's; how they are scored, resumed a
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -116,9 +118,10 @@ def _hash(documents: Iterator[Any]) -> str:
 
 
 def _config_hash(task: Any) -> str:
-    """Return the SHA-256 of a task's configuration, without where its file lies."""
+    """Return the SHA-256 of a task's configuration, without where its file lies and where its functions are loaded."""
     config = {key: value for key, value in task.dump_config().items() if key != "metadata"}
-    return content_hash(config)
+    text = json.dumps(config, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", text).encode()).hexdigest()
 
 
 def _configs(name: str, index: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
