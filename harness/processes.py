@@ -6,11 +6,14 @@ mx.distributed. They exchange JSON in arrays of bytes: floats keep every bit, an
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import multiprocessing
 import os
-from collections.abc import Callable
+import sys
+import types
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -104,6 +107,10 @@ def started_processes() -> Processes:
 def run_in_subprocess(work: Callable[..., Result], *arguments: Any) -> Result:
     """Return `work(*arguments)`, called in a new process, whose memory does not count as this one's.
 
+    Args:
+        work: A function of a module; of the script that is being run it cannot be.
+        arguments: Of the function.
+
     Raises:
         UserError: The process was killed, usually because memory ran out.
         Exception: What `work` raises.
@@ -111,6 +118,19 @@ def run_in_subprocess(work: Callable[..., Result], *arguments: Any) -> Result:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context, initializer=show_output, initargs=(output_is_shown(),)) as process:
         try:
-            return process.submit(work, *arguments).result()
+            with _script_hidden():
+                future = process.submit(work, *arguments)
+            return future.result()
         except BrokenProcessPool as error:
             raise UserError("a process was killed, perhaps for want of memory", "free some and try again") from error
+
+
+@contextlib.contextmanager
+def _script_hidden() -> Iterator[None]:
+    """Let a process that starts meanwhile not run the user's script, which need not guard its lines by `__name__`."""
+    script = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script

@@ -145,7 +145,7 @@ def test_it_runs_trains_and_predicts(
 
 def test_a_file_that_cannot_be_loaded_is_one_line(own_task: tuple[Path, Path], rsg_harness: Command) -> None:
     directory, _ = own_task
-    (directory / "sentiment.py").write_text("import nothing_of_this_name\n", encoding="utf-8")
+    (directory / "sentiment.py").write_text("import nothing_of_this_name\n" + PYTHON, encoding="utf-8")
     done = rsg_harness("run", "--include-path", directory, "--tasks", "sentiment")
     assert done.returncode == 2
     assert "sentiment.py cannot be loaded" in done.stderr

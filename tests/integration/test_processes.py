@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,18 @@ def test_what_the_user_can_mend_is_said_once_and_ends_both(
     done = launch(environment, tmp_path, "--model", float32_model, "--tasks", "tera")
     assert done.returncode != 0
     assert "unknown task 'tera'" in done.stderr
+
+
+def test_work_in_a_process_does_not_run_the_users_script_again(environment: dict[str, str], tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "from harness.processes import run_in_subprocess\n"
+        "print('once')\n"
+        "print(run_in_subprocess(Path, 'made elsewhere'))\n",
+        encoding="utf-8",
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=240, check=True
+    )
+    assert done.stdout == "once\nmade elsewhere\n"
