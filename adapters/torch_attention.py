@@ -103,8 +103,8 @@ def library_attention(config: Any) -> Iterator[None]:
         config._attn_implementation = ours
 
 
-# On GPUs of Hopper's kind and newer PyTorch prefers cuDNN's attention, which makes a plan for every new shape, and hardly
-# two batches here have the same one: a training step on an H200 spends seconds on plans.
+# On Hopper and newer GPUs PyTorch prefers cuDNN's attention, which makes a plan for every new shape, and hardly two
+# batches here have the same one: a training step on an H200 spent seconds on plans.
 torch.backends.cuda.enable_cudnn_sdp(False)
 
 for name, attention in ((CPU_ATTENTION, grouped_attention), (PACKED_ATTENTION, packed_attention)):
