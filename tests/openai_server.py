@@ -169,7 +169,8 @@ class OpenAIServer:
             return web.json_response({"error": {"message": f"The model `{body['model']}` does not exist."}}, status=404)
         prompt = body["messages"][-1]["content"] if chat else body["prompt"]
         if any(piece in prompt for piece in behaviour.refused):
-            return web.json_response({"error": {"message": "maximum context length exceeded"}}, status=400)
+            message = "'max_tokens' is too large: the maximum context length is exceeded"
+            return web.json_response({"error": {"message": message}}, status=400)
         if behaviour.error:
             return web.json_response({"error": {"message": behaviour.error, "code": 402}})
         for name in behaviour.unsupported:

@@ -41,6 +41,12 @@ _NO_LOGPROB_STATUSES = (*_BAD_PARAMETER, 403, 501)  # and for log-probabilities 
 _SUBSTITUTES: Mapping[str, str | None] = {"max_tokens": "max_completion_tokens", "seed": None, "temperature": None}
 
 
+# How servers say that they take no such parameter, and not that its value is wrong: a long prompt leaves few tokens.
+_NOT_TAKEN = re.compile(
+    r"not support|unsupported|unknown|unrecogni[sz]ed|unexpected|not permitted|instead", re.IGNORECASE
+)
+
+
 class TeacherFailure(Exception):
     """One question got no answer after all retries; the next one may get one.
 
@@ -219,6 +225,8 @@ class Teacher:
                 return await self._post(path, taken)
             except TeacherFailure as failure:
                 refused = next((name for name in _SUBSTITUTES if re.search(rf"\b{name}\b", str(failure))), None)
+                if refused == "max_tokens" and not (self._api == "chat" and _NOT_TAKEN.search(str(failure))):
+                    raise
                 if failure.status not in _BAD_PARAMETER or refused is None or refused not in taken:
                     raise
                 log.warning("the server refuses %s: %s", refused, failure)

@@ -88,13 +88,13 @@ def divergence(options: DivergenceOptions) -> tuple[DivergenceRecord, Path]:
         UserError: Anything that the user can fix. What was measured stays in the directory for --resume.
     """
     check_divergence_options(options)
-    corpus = read_corpus(options.corpus, options.data)
-    blocks = evenly_spread([*corpus.texts, *corpus.held_out], options.limit, options.seed)
+    corpus = chosen_corpus(options)
+    blocks = corpus.texts
     local = provide(find_model(options.model))
     directory = options.output or Path("results") / DIVERGENCE_DIR / local.name
     if (directory / DIVERGENCE).exists():
         raise UserError(f"{directory} already holds a finished measurement", "name another --output")
-    corpus_hash = Corpus(corpus.name, tuple(blocks), ()).fingerprint()
+    corpus_hash = corpus.fingerprint()
     settings = {
         "model": local.fingerprint,
         "backends": list(options.backends),
@@ -118,6 +118,13 @@ def divergence(options: DivergenceOptions) -> tuple[DivergenceRecord, Path]:
     for leftover in [*directory.glob("part-*.npz"), directory / SETTINGS]:
         leftover.unlink()
     return record, directory
+
+
+def chosen_corpus(options: DivergenceOptions) -> Corpus:
+    """Return the texts that are measured on."""
+    corpus = read_corpus(options.corpus, options.data)
+    blocks = evenly_spread([*corpus.texts, *corpus.held_out], options.limit, options.seed)
+    return Corpus(corpus.name, tuple(blocks), ())
 
 
 def _open(options: DivergenceOptions, spec: str, local: LocalModel) -> OpenModel:

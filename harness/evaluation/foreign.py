@@ -11,16 +11,13 @@ from typing import Any
 import numpy as np
 
 from adapters.base import library_errors
-from harness.errors import UserError
 from harness.evaluation.language_model import PlannedModel
 from harness.quiet import quiet_libraries
 from harness.records.run import ForeignMetricRecord, ForeignTaskRecord, GroupRecord, MetricRecord, SampleRecord
+from harness.tasks.aggregation import aggregation_name, find_aggregation, mean, resampled
 from harness.tasks.document import content_hash
-from harness.tasks.foreign import ForeignTasks
+from harness.tasks.foreign import ForeignTasks, seed_generators
 from harness.tasks.metrics import BOOTSTRAP_SAMPLES, Z_95
-
-# Corpus metrics that take seconds for one sample: lm-eval draws as few.
-SLOW_AGGREGATIONS = {"bleu": 100, "chrf": 100, "ter": 100}
 
 
 def evaluate_foreign(
@@ -33,7 +30,8 @@ def evaluate_foreign(
     """Let lm-eval render, score and judge; return its results without standard errors."""
     from lm_eval.evaluator import evaluate
 
-    with quiet_libraries():
+    seed_generators()
+    with quiet_libraries(), library_errors("a task failed", "what was scored is kept: --resume"):
         found = evaluate(
             lm=language_model,
             task_dict={"tasks": foreign.tasks, "groups": foreign.groups, "group_map": {}},
@@ -105,22 +103,24 @@ def group_records(
         weights = {config.metric: config.weight_by_size for config in group.aggregate_metric_list or ()}
         metrics = {}
         for key, value in _figures(found.get("groups", {}).get(name, {})):
-            parts = [tasks[member] for member in members if _metric_name(key) in tasks[member].metrics]
-            stderr = _group_stderr(parts, _metric_name(key), by_size=weights.get(key.partition(",")[0], True))
-            low_high = None if stderr is None else (value - Z_95 * stderr, value + Z_95 * stderr)
+            having = [member for member in members if _metric_name(key) in tasks[member].metrics]
+            by_size = weights.get(key.partition(",")[0], True)
+            sizes = [found["results"][member]["sample_len"] if by_size else 1 for member in having]
+            stderr = _group_stderr([tasks[member].metrics[_metric_name(key)] for member in having], sizes)
+            low_high = None
+            if stderr is not None and math.isfinite(value):
+                low_high = (value - Z_95 * stderr, value + Z_95 * stderr)
             metrics[_metric_name(key)] = MetricRecord(value=_finite(value), stderr=stderr, interval=low_high)
         records[name] = GroupRecord(tasks=tuple(members), metrics=metrics)
     return records
 
 
-def _group_stderr(parts: Sequence[ForeignTaskRecord], metric: str, *, by_size: bool) -> float | None:
-    """Return the standard error of a weighted mean of independent tasks."""
-    errors = [part.metrics[metric].stderr for part in parts]
-    known = [error for error in errors if error is not None]
-    if not known or len(known) < len(errors):
+def _group_stderr(parts: Sequence[MetricRecord], sizes: Sequence[int]) -> float | None:
+    """Return the standard error of a mean of independent tasks, weighted by these sizes."""
+    known = [part.stderr for part in parts if part.stderr is not None]
+    if not known or len(known) < len(parts):
         return None
-    sizes = np.array([part.documents if by_size else 1 for part in parts], dtype=float)
-    return float(np.linalg.norm(sizes / sizes.sum() * known))
+    return float(np.linalg.norm(np.array(sizes) / sum(sizes) * known))
 
 
 def sample_records(found: Mapping[str, Any], foreign: ForeignTasks) -> Iterator[SampleRecord]:
@@ -131,6 +131,8 @@ def sample_records(found: Mapping[str, Any], foreign: ForeignTasks) -> Iterator[
             by_document.setdefault(sample["doc_id"], []).append(sample)
         for number, samples in by_document.items():
             answers = samples[0]["filtered_resps"]
+            if "acc_mutual_info" in task.aggregation():  # lm-eval adds each choice without its context
+                answers = answers[: len(answers) // 2]
             chosen = task.OUTPUT_TYPE == "multiple_choice"
             scores = [float(logprob) for logprob, _ in answers] if chosen else []
             generated = task.OUTPUT_TYPE == "generate_until"
@@ -181,54 +183,25 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def mean(values: Sequence[float]) -> float:
-    """Return the mean; lm-eval's aggregation where a task names none."""
-    return float(np.mean(values))
-
-
-def aggregation_name(aggregate: Callable[..., Any]) -> str:
-    """Return lm-eval's name of an aggregation, by which it can be found again."""
-    from lm_eval.api.registry import aggregation_registry
-
-    for name in aggregation_registry:
-        if aggregation_registry[name] is aggregate:
-            return str(name)
-    return "mean" if aggregate is mean else getattr(aggregate, "__name__", "")
-
-
 def spread(
     value: float, values: Sequence[Any], aggregate: Callable[..., Any], seed: int
 ) -> tuple[float | None, tuple[float, float] | None]:
     """Return the standard error and the 95% interval of a metric; None where they cannot be told.
 
-    A mean's are of the normal distribution; others' of a bootstrap over documents.
+    A mean's are of the normal distribution; those of lm-eval's other aggregations of a bootstrap over documents. What a
+    task brought along may load a model at every call, and has none, as in lm-eval.
     """
-    if len(values) < 2:
+    if len(values) < 2 or not math.isfinite(value):
         return None, None
     if aggregation_name(aggregate) == "mean":
         if not all(isinstance(one, int | float | np.number | np.bool_) for one in values):
             return None, None
         stderr = float(np.std(np.asarray(values, dtype=float), ddof=1) / math.sqrt(len(values)))
         return stderr, (value - Z_95 * stderr, value + Z_95 * stderr)
-    draws = resampled(values, aggregate, seed)
+    if find_aggregation(aggregation_name(aggregate)) is not aggregate:
+        return None, None
+    draws = resampled(values, aggregate, seed, BOOTSTRAP_SAMPLES)
     if draws is None:
         return None, None
     low, high = np.percentile(draws, [2.5, 97.5])
     return float(draws.std(ddof=1)), (float(low), float(high))
-
-
-def resampled(
-    values: Sequence[Any], aggregate: Callable[..., Any], seed: int, samples: int = BOOTSTRAP_SAMPLES
-) -> np.ndarray | None:
-    """Return the metric of resamplings of the documents, drawn with replacement; None where it is no finite number."""
-    rng = np.random.default_rng(seed)
-    samples = min(samples, SLOW_AGGREGATIONS.get(aggregation_name(aggregate), samples))
-    try:
-        with library_errors("no figure for a sample"), quiet_libraries():
-            draws = [
-                float(aggregate([values[number] for number in rng.integers(0, len(values), len(values))]))
-                for _ in range(samples)
-            ]
-    except UserError:  # it is not defined for some sample
-        return None
-    return np.array(draws) if np.isfinite(draws).all() else None

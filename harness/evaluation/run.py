@@ -67,6 +67,10 @@ def run(options: RunOptions) -> tuple[RunRecord, Path]:
     reference = find_model(options.model)
     ours, others = split_names(options.tasks)
     chosen = choose(ours, options.prompt, defaults=reference.prompts) if ours or not others else []
+    if options.prompt and not chosen:
+        raise UserError(
+            f"--prompt {options.prompt} is for tasks of Russian SuperGLUE", "lm-eval's have one prompt each"
+        )
     check_prompts(chosen, reference.checkpoint.layout().kinds if reference.checkpoint else {})
     named = processes.broadcast(lambda: _text(named_directory(options)))
     splits = _load_splits(chosen, options)

@@ -206,12 +206,7 @@ def make_record(done: FinishedRun) -> RunRecord:
         device=info.device,
         dtype=info.dtype,
         chat_template=opened.template.applied,
-        data=DataRecord(
-            source=_source_kind(done.options.data),
-            description=_source_description(done.options.data, done.splits),
-            split=done.options.split,
-            limit=done.options.limit,
-        ),
+        data=_data_record(done),
         timing=done.timing,
         memory=MemoryRecord(
             peak_bytes=costs.peak_bytes,
@@ -247,6 +242,19 @@ def _all_nine(results: list[TaskResult]) -> bool:
     """Return whether the run is all nine tasks of one group and nothing else."""
     files = [result.chosen.file for result in results]
     return len({file.group for file in files}) == 1 and {file.task for file in files} == set(RUSSIAN_SUPERGLUE)
+
+
+def _data_record(done: FinishedRun) -> DataRecord:
+    """Say where the documents are from; lm-eval's tasks bring theirs, and have splits of their own."""
+    data, limit = done.options.data, done.options.limit
+    if not done.results:
+        return DataRecord(source="lm-eval", description="each task's own", split="each task's own", limit=limit)
+    return DataRecord(
+        source=_source_kind(data),
+        description=_source_description(data, done.splits),
+        split=done.options.split,
+        limit=limit,
+    )
 
 
 def _source_kind(data: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from harness.errors import UserError
-from harness.evaluation.divergence import divergence
+from harness.evaluation.divergence import chosen_corpus, divergence
 from harness.evaluation.divergence_options import DivergenceOptions, check_divergence_options
 from harness.evaluation.options import RunOptions, SweepOptions, check_run_options
 from harness.evaluation.run import run
@@ -76,10 +76,12 @@ def sweep(options: SweepOptions) -> list[SweepRow]:
     runs = [_of_backend(options, backend) for backend in backends]
     for one in runs:  # before the first of them takes its time
         check_run_options(one)
-    if options.corpus:
-        check_divergence_options(_divergence_options(options, Path()))
     for tasks in options.include_path:
         include(tasks)
+    if options.corpus:
+        check_divergence_options(_divergence_options(options, Path()))
+        if output := runs[0].output:  # whose name another sweep may have used
+            _measured_divergence(_divergence_options(options, output))
     alone = started_processes().size == 1
     rows: list[SweepRow] = []
     for one in runs:
@@ -113,11 +115,27 @@ def _divergence_options(options: SweepOptions, directory: Path) -> DivergenceOpt
 def _divergence(options: SweepOptions, first: Path) -> DivergenceRecord:
     """Measure the backends' divergence, or return what a resumed sweep has measured already."""
     asked = _divergence_options(options, first)
+    if measured := _measured_divergence(asked):
+        return measured
     assert asked.output is not None
-    if options.resume and (asked.output / DIVERGENCE).exists():
-        return read_divergence(asked.output / DIVERGENCE)
     record, directory = run_in_subprocess(divergence, replace(asked, resume=options.resume and asked.output.exists()))
     log.info("record: %s", directory)
+    return record
+
+
+def _measured_divergence(asked: DivergenceOptions) -> DivergenceRecord | None:
+    """Return the divergence that a resumed sweep has measured already; None where there is none yet.
+
+    Raises:
+        UserError: There is one of another sweep.
+    """
+    assert asked.output is not None
+    if not (asked.output / DIVERGENCE).exists():
+        return None
+    record = read_divergence(asked.output / DIVERGENCE)
+    found = (tuple(one.backend for one in record.backends), record.corpus.sha256)
+    if not asked.resume or found != (asked.backends, chosen_corpus(asked).fingerprint()):
+        raise UserError(f"{asked.output} holds the divergence of another sweep", "name another --output")
     return record
 
 

@@ -17,9 +17,9 @@ log = logging.getLogger(__name__)
 
 
 class Record(BaseModel):
-    """A frozen record that knows all of its keys."""
+    """A frozen record that knows all of its keys. Infinities are strings, since JSON has no number for them."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
 
 R = TypeVar("R", bound=Record)
@@ -33,7 +33,9 @@ def write_record(path: Path, record: Record) -> None:
     Raises:
         UserError: The file cannot be written.
     """
-    write_atomically(path, json.dumps(record.model_dump(mode="json"), ensure_ascii=False, indent=2) + "\n")
+    write_atomically(
+        path, json.dumps(record.model_dump(mode="json"), ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+    )
 
 
 def read_record(

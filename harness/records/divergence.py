@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import Field
+
 from harness.records.base import Record, read_record, readable, write_record
 from harness.records.run import ModelRecord
 
@@ -68,7 +70,7 @@ class DivergenceRecord(Record):
 
     schema_version: int = SCHEMA_VERSION
     corpus: CorpusRecord
-    backends: tuple[BackendDivergence, ...]
+    backends: tuple[BackendDivergence, ...] = Field(min_length=1)
     seed: int
     date: str  # ISO 8601, UTC
     versions: dict[str, str]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from harness.records.base import Record, read_record, readable, write_record
 from harness.records.run import ModelRecord
 
@@ -48,7 +50,7 @@ class LatencyRecord(Record):
     device: str
     dtype: str
     load_seconds: float  # from a running Python to the first question, imports and all
-    latency: dict[str, QuestionLatency]  # by task
+    latency: dict[str, QuestionLatency] = Field(min_length=1)  # by task
     throughput: Throughput
     generation: Generation
     single_bytes: int  # peak after start and the questions at batch size 1

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from harness.errors import UserError
 from harness.files import write_atomically
@@ -56,6 +56,12 @@ class TaskRecord(Record):
     head: str | None = None  # kind of the trained head that answered; None: the language model itself
     warnings: tuple[str, ...] = ()
 
+    @model_validator(mode="after")
+    def _has_the_official_metric(self) -> TaskRecord:
+        if "rsg" not in self.metrics:
+            raise ValueError("metrics: rsg is missing")
+        return self
+
 
 class ForeignTaskRecord(Record):
     """One task in lm-eval's own format."""
@@ -69,6 +75,12 @@ class ForeignTaskRecord(Record):
     data_sha256: str  # over the documents that were asked
     num_fewshot: int
     truncated: int
+
+    @model_validator(mode="after")
+    def _has_its_main_metric(self) -> ForeignTaskRecord:
+        if self.main not in self.metrics:
+            raise ValueError(f"metrics: {self.main} is missing")
+        return self
 
 
 class GroupRecord(Record):
@@ -88,7 +100,7 @@ class ModelRecord(Record):
 
 
 class DataRecord(Record):
-    source: str  # mini, hub, official
+    source: str  # mini, hub, official; lm-eval where all tasks are of its format
     description: str
     split: str
     limit: int | None  # documents a task

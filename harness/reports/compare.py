@@ -29,7 +29,7 @@ SIGNIFICANT = 0.05
 class Comparison:
     """Two runs. `mean`: the mean over the compared tasks, whose p-value is not corrected: it is one test.
 
-    `foreign`: the tasks in lm-eval's own format, each by its main metric, which is no share where it is a perplexity.
+    `foreign`: the tasks in lm-eval's own format, each by its `comparable_metric`, which may be a perplexity.
     """
 
     before: RunRecord
@@ -60,9 +60,12 @@ def compare(before: Path, after: Path, seed: int = 0, *, across_prompts: bool = 
     """
     records = read_run(before), read_run(after)
     shared = [task for task in records[0].tasks if task in records[1].tasks]
-    foreign = [
-        task for task, record in records[0].foreign.items() if task in records[1].foreign and comparable_metric(record)
-    ]
+    metrics = {
+        task: comparable_metric(record, records[1].foreign[task])
+        for task, record in records[0].foreign.items()
+        if task in records[1].foreign
+    }
+    foreign = [task for task, metric in metrics.items() if metric]
     if not shared and not foreign:
         raise UserError(f"{before} and {after} have no task in common", "compare runs over the same tasks")
     for task in shared:
@@ -81,10 +84,10 @@ def compare(before: Path, after: Path, seed: int = 0, *, across_prompts: bool = 
         comparison, differences = compare_own_task(task, _pairs(task, samples[0][task], samples[1][task]), seed)
         found.append(comparison)
         draws.append(differences)
-    found += [
-        compare_foreign_task(task, records[0].foreign[task], _pairs(task, samples[0][task], samples[1][task]), seed)
-        for task in foreign
-    ]
+    for task in foreign:
+        pairs = _pairs(task, samples[0][task], samples[1][task])
+        compared_task = compare_foreign_task(task, records[0].foreign[task], str(metrics[task]), pairs, seed)
+        found += [compared_task] if compared_task else []
     corrected = holm([comparison.p for comparison in found])
     compared = [replace(comparison, p_holm=p) for comparison, p in zip(found, corrected, strict=True)]
     tasks = tuple(compared[: len(shared)])
@@ -93,11 +96,9 @@ def compare(before: Path, after: Path, seed: int = 0, *, across_prompts: bool = 
     # Tasks are independent, so one draw of each makes a draw of the mean.
     rng = np.random.default_rng(seed)
     shuffled = np.mean([rng.permutation(differences) for differences in draws], axis=0) if draws else np.zeros(1)
+    done = {comparison.task for comparison in found}
     left_out = tuple(
-        task
-        for record in records
-        for task in (*record.tasks, *record.foreign)
-        if task not in shared and task not in foreign
+        dict.fromkeys(task for record in records for task in (*record.tasks, *record.foreign) if task not in done)
     )
     return Comparison(
         *records, tasks, tuple(compared[len(shared) :]), mean_before, mean_after, interval_of(shuffled), left_out
@@ -145,7 +146,7 @@ def _by_task(directory: Path, tasks: Sequence[str]) -> dict[str, list[SampleReco
 
 
 def _pairs(task: str, before: Sequence[SampleRecord], after: Sequence[SampleRecord]) -> list[Pair]:
-    """Return the two runs' samples of each example: of the same content, and of the same idx where it repeats.
+    """Return the two runs' samples of each example: of the same idx and content.
 
     Runs of older versions kept no hash of the content; there the idx alone decides.
 
@@ -229,11 +230,11 @@ def comparison_text(found: Comparison, flips: int = 0) -> str:
         ]
         headers = ["lm-eval's task", "metric", "before", "after", "difference", "95% interval", *_EVIDENCE]
         lines += ["", tabulate(rows, headers=headers, disable_numparse=True)]
-    if asked_otherwise := [
-        task.task
-        for task in found.tasks
-        if found.before.tasks[task.task].prompt_sha256 != found.after.tasks[task.task].prompt_sha256
-    ]:
+    prompts = [_prompt_hashes(record) for record in (found.before, found.after)]
+    asked_otherwise = [
+        task.task for task in (*found.tasks, *found.foreign) if prompts[0][task.task] != prompts[1][task.task]
+    ]
+    if asked_otherwise:
         lines.append(f"asked by other prompts: {', '.join(asked_otherwise)}")
     if found.left_out:
         lines.append(f"not compared: {', '.join(found.left_out)}")
@@ -244,6 +245,11 @@ def comparison_text(found: Comparison, flips: int = 0) -> str:
                 for flip in kept
             )
     return "\n".join(lines)
+
+
+def _prompt_hashes(record: RunRecord) -> dict[str, str]:
+    own = {name: task.prompt_sha256 for name, task in record.tasks.items()}
+    return own | {name: task.prompt_sha256 for name, task in record.foreign.items()}
 
 
 _EVIDENCE = ("p (Holm)", "lost / gained", "KL, nats")

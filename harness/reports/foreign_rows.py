@@ -7,14 +7,22 @@ from typing import Any
 
 from harness.records.base import Record
 from harness.records.run import ForeignTaskRecord, GroupRecord, MetricRecord, ModelRecord, RunRecord
+from harness.reports.tables import examples_shown, told_apart
 
 # A group of more tasks than this shows its own figures only; leaderboard.json has the tasks'.
 MOST_COLUMNS = 12
 ALONE = "single tasks"
 
 
+class GroupResult(Record):
+    """A group's figures, and its tasks' as they were in the same run."""
+
+    metrics: dict[str, MetricRecord]
+    tasks: dict[str, ForeignTaskRecord]
+
+
 class ForeignRow(Record):
-    """A model on a backend, asked in one way: of each task the newest run."""
+    """A model on a backend, asked in one way: of each group, and of each task by itself, the newest run."""
 
     model: ModelRecord
     backend: str
@@ -25,13 +33,13 @@ class ForeignRow(Record):
     chat_template: bool
     system_instruction: str | None
     tasks: dict[str, ForeignTaskRecord]
-    groups: dict[str, GroupRecord]
+    groups: dict[str, GroupResult]
     runs: tuple[str, ...]  # directories, oldest first
 
 
 def foreign_rows(runs: Iterable[tuple[str, RunRecord]]) -> list[ForeignRow]:
     """Return the rows of runs, which come oldest first: (name of the directory, record)."""
-    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    rows: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for name, record in runs:
         if not record.foreign:
             continue
@@ -44,64 +52,83 @@ def foreign_rows(runs: Iterable[tuple[str, RunRecord]]) -> list[ForeignRow]:
             "chat_template": record.foreign_chat_template,
             "system_instruction": record.system_instruction,
         }
-        # Each task's own number of solved examples tells apart what was asked in another way.
-        shots = tuple(sorted((task, one.num_fewshot) for task, one in record.foreign.items()))
-        key = (record.model.name, record.model.sha256, record.model.weights, *asked.values(), _kind_of(shots))
-        row = rows.setdefault(key, {**asked, "tasks": {}, "groups": {}, "runs": []})
+        shots = {task: one.num_fewshot for task, one in record.foreign.items()}
+        alike = rows.setdefault((record.model.name, record.model.sha256, record.model.weights, *asked.values()), [])
+        # Each task has its own number of solved examples: a run joins the row that knows no other number.
+        row = next((row for row in alike if all(row["shots"].get(task, n) == n for task, n in shots.items())), None)
+        if row is None:
+            row = {**asked, "shots": {}, "tasks": {}, "groups": {}, "runs": []}
+            alike.append(row)
         row["model"] = record.model
-        row["tasks"] |= record.foreign
-        row["groups"] |= record.groups
+        row["shots"] |= shots
+        row["groups"] |= {group: _group_result(found, record) for group, found in record.groups.items()}
+        grouped = {task for found in record.groups.values() for task in found.tasks}
+        row["tasks"] |= {task: found for task, found in record.foreign.items() if task not in grouped}
         row["runs"].append(name)
-    return [ForeignRow(**row) for row in rows.values()]
+    return [
+        ForeignRow(**{key: value for key, value in row.items() if key != "shots"})
+        for alike in rows.values()
+        for row in alike
+    ]
 
 
-def _kind_of(shots: Sequence[tuple[str, int]]) -> int:
-    """Return the number of solved examples that all tasks of a run were asked with; -1 where they differ."""
-    numbers = {number for _, number in shots}
-    return numbers.pop() if len(numbers) == 1 else -1
+def _group_result(group: GroupRecord, record: RunRecord) -> GroupResult:
+    return GroupResult(metrics=group.metrics, tasks={task: record.foreign[task] for task in group.tasks})
 
 
 def foreign_tables(rows: Sequence[ForeignRow]) -> dict[str, tuple[list[str], list[list[str]]]]:
-    """Return title -> headers and cells: a table of every group, then one of the tasks that are in none."""
-    groups: dict[str, GroupRecord] = {}
-    for row in rows:
-        groups |= row.groups
-    grouped = {task for group in groups.values() for task in group.tasks}
+    """Return title -> headers and cells: a table of every group, then one of the tasks asked by themselves."""
+    models = [row.model for row in rows]
     tables = {}
-    for name, group in groups.items():
+    for name in dict.fromkeys(group for row in rows for group in row.groups):
         having = [row for row in rows if name in row.groups]
-        members = list(group.tasks) if len(group.tasks) <= MOST_COLUMNS else []
-        figures = [{metric: metric_text(one) for metric, one in row.groups[name].metrics.items()} for row in having]
-        tables[name] = _table(having, figures, members)
-    alone = list(dict.fromkeys(task for row in rows for task in row.tasks if task not in grouped))
-    having = [row for row in rows if set(alone) & set(row.tasks)]
+        results = [row.groups[name] for row in having]
+        members = dict.fromkeys(task for result in results for task in result.tasks)
+        columns = list(members) if len(members) <= MOST_COLUMNS else []
+        figures = [{metric: metric_text(one) for metric, one in result.metrics.items()} for result in results]
+        tables[name] = _table(having, models, figures, [result.tasks for result in results], columns)
+    having = [row for row in rows if row.tasks]
     if having:
-        tables[ALONE] = _table(having, [{} for _ in having], alone)
+        columns = list(dict.fromkeys(task for row in having for task in row.tasks))
+        tables[ALONE] = _table(having, models, [{} for _ in having], [row.tasks for row in having], columns)
     return tables
 
 
 def _table(
-    rows: Sequence[ForeignRow], group_cells: Sequence[Mapping[str, str]], tasks: Sequence[str]
+    rows: Sequence[ForeignRow],
+    models: Sequence[ModelRecord],
+    group_cells: Sequence[Mapping[str, str]],
+    found: Sequence[Mapping[str, ForeignTaskRecord]],
+    tasks: Sequence[str],
 ) -> tuple[list[str], list[list[str]]]:
+    """Return headers and cells.
+
+    Args:
+        rows: Of the table.
+        models: Of all rows, by which names are told apart.
+        group_cells: Metric -> figure of the group, for each row.
+        found: The tasks' records, for each row.
+        tasks: Those that have a column.
+    """
     of_group = list(dict.fromkeys(metric for cells in group_cells for metric in cells))
     columns: dict[tuple[str, str], str] = {}
-    for row in rows:
+    for records in found:
         for task in tasks:
-            if task in row.tasks:
-                found = row.tasks[task]
-                arrow = {True: " ↑", False: " ↓", None: ""}[found.metrics[found.main].higher_is_better]
-                columns.setdefault((task, found.main), f"{task}, {found.main}{arrow}")
+            if task in records:
+                main = records[task].main
+                arrow = {True: " ↑", False: " ↓", None: ""}[records[task].metrics[main].higher_is_better]
+                columns.setdefault((task, main), f"{task}, {main}{arrow}")
     headers = ["model", "backend (weights)", "executed by", *of_group, *columns.values(), "asked"]
     cells = []
-    for row, group in zip(rows, group_cells, strict=True):
+    for row, group, records in zip(rows, group_cells, found, strict=True):
         figures = [
-            metric_text(row.tasks[task].metrics[main]) if task in row.tasks and main in row.tasks[task].metrics else "–"
+            metric_text(records[task].metrics[main]) if task in records and main in records[task].metrics else "–"
             for task, main in columns
         ]
         backend = f"{row.backend} ({row.model.weights})"
         executed = ", ".join([row.execution, row.device, row.dtype])
         own = [group.get(metric, "–") for metric in of_group]
-        cells.append([row.model.name, backend, executed, *own, *figures, _asked(row)])
+        cells.append([told_apart(row.model, models), backend, executed, *own, *figures, _asked(row, records)])
     return headers, cells
 
 
@@ -112,9 +139,14 @@ def metric_text(metric: MetricRecord) -> str:
     return f"{metric.value:.4g}" + (f" ± {metric.stderr:.2g}" if metric.stderr is not None else "")
 
 
-def _asked(row: ForeignRow) -> str:
-    shots = sorted({task.num_fewshot for task in row.tasks.values()} - {0})
-    parts = [f"{', '.join(map(str, shots))} examples shown"] if shots else []
+def _asked(row: ForeignRow, tasks: Mapping[str, ForeignTaskRecord]) -> str:
+    shots = {task: found.num_fewshot for task, found in tasks.items()}
+    parts = []
+    if len(set(shots.values())) > 1:
+        named = [f"{task} {number}" for task, number in shots.items() if number]
+        parts.append(f"examples shown: {', '.join(named)}" if len(named) <= MOST_COLUMNS else "examples shown")
+    elif number := next(iter(shots.values()), 0):
+        parts.append(examples_shown(number))
     parts += [f"at most {row.limit} documents a task"] if row.limit else []
     parts += ["chat template"] if row.chat_template else []
     parts += ["system instruction"] if row.system_instruction else []

@@ -98,9 +98,9 @@ def write_page(results: Path) -> Path:
         legend=[line.replace("\n  ", " ").removeprefix("- ") for line in LEGEND.split("\n- ")],
         mini_note=MINI_NOTE,
         borrowed=EXECUTED_BY_TORCH.removeprefix("- \\"),
-        divergence={divergence_heading(one): divergence_table(one) for one in board.divergence.values()},
+        divergence=[(divergence_heading(one), *divergence_table(one)) for one in board.divergence.values()],
         divergence_note=DIVERGENCE_NOTE.replace("`", ""),
-        foreign=foreign_tables(board.foreign),
+        foreign=[(title, *table) for title, table in foreign_tables(board.foreign).items()],
         foreign_note=FOREIGN_NOTE,
         latency_headers=LATENCY_HEADERS,
         latency_note=latency_note(list(board.latency.values())).replace("`", "") if board.latency else "",
@@ -200,12 +200,16 @@ def _pairs(results: Path, rows: Sequence[Row]) -> list[dict[str, Any]]:
             comparison = compare(results / "runs" / runs[0], results / "runs" / runs[1])
         except UserError:
             continue  # runs of other prompts or documents; their rows still stand in the table
+        if not comparison.tasks:
+            continue  # their newest runs have other tasks
         found.append(_pair(row, comparison, runs))
     return found
 
 
 def _asks_alike(one: Row, other: Row) -> bool:
-    keys = [(row.model.sha256, row.data, row.num_fewshot, row.chat_template) for row in (one, other)]
+    keys = [
+        (row.model.sha256, row.data, row.num_fewshot, row.chat_template, row.system_instruction) for row in (one, other)
+    ]
     return keys[0] == keys[1]
 
 
@@ -232,7 +236,7 @@ def flip_rows(comparison: Comparison, pair: str) -> list[dict[str, Any]]:
     return [
         {
             "pair": pair,
-            "task": get_task(task.task).title,
+            "task": get_task(task.task.removeprefix("gen_")).title,
             "way": way,
             "answers": len(answers),
             "of": task.answers,

@@ -71,6 +71,7 @@ class Row(Record):
     data: DataRecord
     num_fewshot: int
     chat_template: bool
+    system_instruction: str | None
     tasks: dict[str, TaskScore]
     score: float | None  # None unless all nine have a score
     score_stderr: float | None
@@ -162,7 +163,7 @@ def _key(record: RunRecord, task: TaskRecord, group: str) -> tuple[Any, ...]:
         (model.name, model.sha256, model.weights),
         (record.backend, record.execution, record.device, record.dtype),
         (data.source, data.split, data.limit),
-        (group, task.num_fewshot, record.chat_template),
+        (group, task.num_fewshot, record.chat_template, record.system_instruction),
     )
 
 
@@ -190,6 +191,7 @@ def _row(draft: _Draft) -> Row:
         data=newest.data,
         num_fewshot=next(iter(draft.tasks.values()))[1].num_fewshot,
         chat_template=newest.chat_template,
+        system_instruction=newest.system_instruction,
         tasks=tasks,
         score=score.value if score else None,
         score_stderr=score.stderr if score else None,

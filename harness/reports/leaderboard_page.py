@@ -22,7 +22,7 @@ from harness.reports.leaderboard import (
     machine_text,
 )
 from harness.reports.published import REFERENCE_NOTE, reference_cells
-from harness.reports.tables import MINI_NOTE, estimate_text
+from harness.reports.tables import MINI_NOTE, estimate_text, examples_shown, told_apart
 from harness.tasks import RUSSIAN_SUPERGLUE, get_task
 
 _TIMED = ("terra", "muserc")  # the short and the long question
@@ -128,8 +128,7 @@ def _cells(row: Row, board: Leaderboard, machines: Sequence[str]) -> list[str]:
 
 def _model_name(row: Row, board: Leaderboard) -> str:
     """Name the model, with its hash where several share a name, and a dagger where trained heads answer."""
-    hashes = {other.model.sha256 for other in board.rows if other.model.name == row.model.name}
-    name = row.model.name if len(hashes) == 1 else f"{row.model.name} ({row.model.sha256[:8]})"
+    name = told_apart(row.model, [other.model for other in board.rows])
     return f"{name} †" if _has_heads(row) else name
 
 
@@ -139,7 +138,8 @@ def _has_heads(row: Row) -> bool:
 
 def latency_cells(record: LatencyRecord, machines: Sequence[str]) -> list[str]:
     """Return a row under LATENCY_HEADERS."""
-    one_question = [f"{1000 * record.latency[task].p50:.0f} / {1000 * record.latency[task].p95:.0f}" for task in _TIMED]
+    timed = [record.latency.get(task) for task in _TIMED]
+    one_question = [f"{1000 * one.p50:.0f} / {1000 * one.p95:.0f}" if one else "–" for one in timed]
     return [
         record.model.name,
         f"{record.backend} ({record.model.weights})",
@@ -178,10 +178,10 @@ def _where(runs: Sequence[RowRun | LatencyRecord], machines: Sequence[str]) -> l
 def data_text(row: Row) -> str:
     """Say what a row was measured on."""
     limit = [f"at most {row.data.limit} a task"] if row.data.limit else []
-    shots = [f"{row.num_fewshot} examples shown"] if row.num_fewshot else []
-    return ", ".join(
-        [row.data.source, row.data.split, *limit, *shots, *(["chat template"] if row.chat_template else [])]
-    )
+    shots = [examples_shown(row.num_fewshot)] if row.num_fewshot else []
+    asked = ["chat template"] if row.chat_template else []
+    asked += ["system instruction"] if row.system_instruction else []
+    return ", ".join([row.data.source, row.data.split, *limit, *shots, *asked])
 
 
 def _score(task: TaskScore | None) -> str:

@@ -9,7 +9,7 @@ tasks after Holm (1979).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 from harness.models.heads import log_softmax
 from harness.records.run import ForeignTaskRecord, SampleRecord
 from harness.tasks import get_task
+from harness.tasks.aggregation import find_aggregation, resampled
 from harness.tasks.metrics import Item, bootstrap_samples, compute, resampled_sums
 
 # More draws than a single interval takes: a p-value near 0.05 is read off the tail.
@@ -108,45 +109,59 @@ def compare_own_task(task: str, pairs: Sequence[Pair], seed: int) -> tuple[TaskC
     return comparison, differences
 
 
-def comparable_metric(record: ForeignTaskRecord) -> str | None:
-    """Return the metric of one of lm-eval's tasks that two runs can be compared by: its main one, where lm-eval can
-    compute it from the documents' values; else the first other; None where the task alone can."""
-    for name in (record.main, *record.metrics):
-        if record.metrics[name].value is not None and _aggregation(record.metrics[name].aggregation):
-            return name
+def comparable_metric(before: ForeignTaskRecord, after: ForeignTaskRecord) -> str | None:
+    """Return the metric by which two runs of one of lm-eval's tasks can be compared.
+
+    It is the task's main one where lm-eval can compute it from the documents' values, else the first other that both
+    runs have; None where the task alone can compute them.
+    """
+    for name in (before.main, *before.metrics):
+        if name in after.metrics and before.metrics[name].aggregation == after.metrics[name].aggregation:
+            known = before.metrics[name].value is not None and after.metrics[name].value is not None
+            if known and find_aggregation(before.metrics[name].aggregation):
+                return name
     return None
 
 
-def compare_foreign_task(task: str, record: ForeignTaskRecord, pairs: Sequence[Pair], seed: int) -> TaskComparison:
-    """The comparison of one of lm-eval's tasks by its comparable metric, its p not yet corrected."""
-    name = comparable_metric(record)
-    assert name is not None
-    aggregate = _aggregation(record.metrics[name].aggregation)
+def compare_foreign_task(
+    task: str, record: ForeignTaskRecord, name: str, pairs: Sequence[Pair], seed: int
+) -> TaskComparison | None:
+    """The comparison of one of lm-eval's tasks by a comparable metric, its p not yet corrected.
+
+    None where no document has a value of it in both runs.
+    """
+    metric = record.metrics[name]
+    aggregate = find_aggregation(metric.aggregation)
     assert aggregate is not None
+    pairs = [pair for pair in pairs if all(name in sample.values for sample in pair)]
+    if not pairs:
+        return None
     sides = [[pair[side].values[name] for pair in pairs] for side in (0, 1)]
     lost: list[Flip] = []
     gained: list[Flip] = []
-    is_mean = record.metrics[name].aggregation == "mean"
+    is_mean = metric.aggregation == "mean"
     yes_or_no = is_mean and all(value in (0, 1) for side in sides for value in side)
     if yes_or_no:
+        right = 0 if metric.higher_is_better is False else 1
         for pair, was, now in zip(pairs, *sides, strict=True):
             if was != now:
                 answers = [sample.prediction if sample.text is None else sample.text for sample in pair]
-                (gained if now else lost).append(Flip(pair[0].idx, pair[0].gold, *answers))
+                (gained if now == right else lost).append(Flip(pair[0].idx, pair[0].gold, *answers))
+    differences: np.ndarray | None
     if is_mean:
         sums = resampled_sums(np.array(sides, dtype=float).T, seed, BOOTSTRAP_SAMPLES)
         differences = (sums[:, 1] - sums[:, 0]) / len(pairs)
     else:
-        rng = np.random.default_rng(seed)
-        drawn = [rng.integers(0, len(pairs), len(pairs)) for _ in range(SLOW_BOOTSTRAP_SAMPLES)]
-        draws = [[aggregate([side[number] for number in numbers]) for numbers in drawn] for side in sides]
-        differences = np.subtract(draws[1], draws[0])
-    p = mcnemar(len(lost), len(gained)) if yes_or_no else bootstrap_p(differences)
+        draws = [resampled(side, aggregate, seed, SLOW_BOOTSTRAP_SAMPLES) for side in sides]
+        differences = None if draws[0] is None or draws[1] is None else draws[1] - draws[0]
+    by_draws = 1.0 if differences is None else bootstrap_p(differences)
+    p = mcnemar(len(lost), len(gained)) if yes_or_no else by_draws
     return TaskComparison(
         task=task,
         before=aggregate(sides[0]),
         after=aggregate(sides[1]),
-        interval=interval_of(differences),
+        # Where the metric is not defined for every sample, nothing is known of the difference.
+        interval=(-math.inf, math.inf) if differences is None else interval_of(differences),
         p=p,
         p_holm=p,
         test="McNemar" if yes_or_no else "bootstrap",
@@ -158,23 +173,16 @@ def compare_foreign_task(task: str, record: ForeignTaskRecord, pairs: Sequence[P
     )
 
 
-def _aggregation(name: str) -> Callable[[Sequence[Any]], float] | None:
-    """Return lm-eval's aggregation of this name; None for one that a task brought along."""
-    if name == "mean":
-        return lambda values: float(np.mean(values))
-    from lm_eval.api.registry import aggregation_registry
-
-    return aggregation_registry.get(name, None)
-
-
 def _is_right(item: Item) -> bool:
     return item.prediction in item.gold if isinstance(item.gold, tuple) else item.prediction == item.gold
 
 
 def choice_divergence(pairs: Iterable[Pair]) -> float | None:
+    """Return the mean KL(before ‖ after) over the choices, in nats; None where the answers have no scores, or the runs
+    other choices."""
     values = []
     for before, after in pairs:
-        if not before.scores:
+        if not before.scores or len(before.scores) != len(after.scores):
             return None
         was, now = log_softmax(before.scores), log_softmax(after.scores)
         values.append(float((np.exp(was) * (was - now)).sum()))

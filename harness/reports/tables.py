@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tabulate import tabulate
 
 from harness.files import MIB
-from harness.records.run import MetricRecord, RunRecord
+from harness.records.run import MetricRecord, ModelRecord, RunRecord
 
 # From this share of at least so many answers on, a model that answers by a constant is pointed out.
 NEARLY_ALL = 0.95
@@ -21,6 +21,16 @@ def estimate_text(value: float | None, stderr: float | None) -> str:
     if value is None:
         return "–"
     return f"{100 * value:.1f} ± {100 * (stderr or 0):.1f}"
+
+
+def told_apart(model: ModelRecord, others: Iterable[ModelRecord]) -> str:
+    """Return a model's name, with its hash where another model has the same name."""
+    hashes = {other.sha256 for other in others if other.name == model.name} | {model.sha256}
+    return model.name if len(hashes) == 1 else f"{model.name} ({model.sha256[:8]})"
+
+
+def examples_shown(number: int) -> str:
+    return "1 example shown" if number == 1 else f"{number} examples shown"
 
 
 def percent(metric: MetricRecord) -> str:
@@ -89,7 +99,7 @@ def _heading(record: RunRecord) -> str:
     limit = f", at most {record.data.limit} documents a task" if record.data.limit else ""
     computed = f"executed by {record.execution} on {record.device} in {record.dtype}"
     data = f"\ndata: {record.data.description}, {record.data.split}{limit}" if record.tasks else ""
-    return f"{record.model.name} · {record.backend} ({record.model.weights} weights) · {computed}{data}"
+    return f"{record.model.name} · {record.backend} (weights: {record.model.weights}) · {computed}{data}"
 
 
 def _constant_answer(answers: Mapping[str, int]) -> str:

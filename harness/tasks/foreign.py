@@ -8,10 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from adapters.base import library_errors
 from harness.data.sampling import evenly_spread
@@ -25,6 +28,12 @@ from harness.tasks.rendering import compile_templates_once
 
 log = logging.getLogger(__name__)
 
+# What `generation_kwargs` may ask for, and what else may be named as long as it changes nothing.
+GENERATION = (
+    "until", "max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens",
+    "do_sample", "temperature", "top_p",
+)  # fmt: skip
+WITHOUT_EFFECT = {"num_beams": 1, "repetition_penalty": 1, "num_return_sequences": 1, "top_k": 0, "min_p": 0}
 OUTPUT_TYPES = ("multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until")
 
 
@@ -87,18 +96,9 @@ def load_foreign_tasks(
         for name in found:
             for member, config in _configs(name, manager.task_index):
                 _refuse_if_unsupported(member, config)
-        tasks: dict[str, Any] = {}
-        groups: dict[str, Any] = {}
-        for name in found:
-            with library_errors(
-                f"cannot load the task {name}", "its documents come from the Hugging Face hub or a file"
-            ):
-                loaded = manager.load([name])
-            tasks |= loaded["tasks"]
-            groups |= loaded.get("groups", {})
+        tasks, groups = _load(manager, found)
         for name, task in tasks.items():
-            if task.OUTPUT_TYPE not in OUTPUT_TYPES:
-                raise _unsupported(name, f"its output type is {task.OUTPUT_TYPE}")
+            _refuse_if_unsupported(name, {**task.dump_config(), "output_type": task.OUTPUT_TYPE})
             _set_shots(name, task, num_fewshot, seed)
     documents, hashes = {}, {}
     for name, task in tasks.items():
@@ -108,6 +108,32 @@ def load_foreign_tasks(
             raise UserError(f"the task {name} has no documents", "leave it out")
         hashes[name] = _hash(rows[number] for number in documents[name])
     return ForeignTasks(tasks, groups, documents, hashes)
+
+
+def seed_generators() -> None:
+    """Seed Python's and NumPy's own generators as lm-eval does, for tasks that shuffle their choices by these."""
+    random.seed(0)
+    np.random.seed(1234)
+
+
+def _load(manager: Any, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the tasks and groups that names stand for, each name loaded by itself."""
+    tasks: dict[str, Any] = {}
+    groups: dict[str, Any] = {}
+    named_by: dict[str, str] = {}
+    for name in names:
+        seed_generators()
+        with library_errors(f"cannot load the task {name}", "its documents come from the Hugging Face hub or a file"):
+            loaded = manager.load([name])
+        for task_name, task in loaded["tasks"].items():
+            if task_name in tasks and _config_hash(tasks[task_name]) != _config_hash(task):
+                raise UserError(
+                    f"{named_by[task_name]} and {name} ask {task_name} in two ways", "ask for them in two runs"
+                )
+            tasks.setdefault(task_name, task)
+            named_by.setdefault(task_name, name)
+        groups |= loaded.get("groups", {})
+    return tasks, groups
 
 
 def _hash(documents: Iterator[Any]) -> str:
@@ -139,12 +165,19 @@ def _configs(name: str, index: Mapping[str, Any]) -> Iterator[tuple[str, Mapping
     if not isinstance(members, list):
         yield name, config
         return
+    yield from _members(name, members, index)
+
+
+def _members(name: str, members: Sequence[Any], index: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the same of a group's members: names, or tasks and groups that are written out within it."""
     for member in members:
         called = member if isinstance(member, str) else member.get("task") or member.get("group")
         if isinstance(called, str) and called in index and called != name:
             yield from _configs(called, index)
         elif isinstance(member, Mapping) and isinstance(called, str):
             yield f"{name}::{called}", member
+        elif isinstance(member, Mapping) and isinstance(called, list):
+            yield from _members(f"{name}::{member.get('group')}", called, index)
 
 
 def _refuse_if_unsupported(name: str, config: Mapping[str, Any]) -> None:
@@ -157,6 +190,10 @@ def _refuse_if_unsupported(name: str, config: Mapping[str, Any]) -> None:
             raise _unsupported(name, f"it asks about {what}")
     if config.get("unsafe_code"):
         raise _unsupported(name, "it runs code that the model writes")
+    if output_type in (None, "generate_until"):
+        for key, value in (config.get("generation_kwargs") or {}).items():
+            if key not in GENERATION and value not in (None, WITHOUT_EFFECT.get(key)):
+                raise _unsupported(name, f"it asks to generate with {key}: {value}")
 
 
 def _unsupported(name: str, why: str) -> UserError:
@@ -170,4 +207,9 @@ def _set_shots(name: str, task: Any, num_fewshot: int | None, seed: int) -> None
         log.info("%s keeps its own number of solved examples: 0", name)
     elif num_fewshot is not None or own is None:
         task.set_config("num_fewshot", num_fewshot or 0)
+    shots = task.get_config("num_fewshot")
+    if shots:
+        own_split = task.fewshot_cfg.split == task.config.test_split
+        with library_errors(f"{name} cannot show {shots} solved examples", "ask for fewer with --num-fewshot"):
+            task.sampler.sample(n=shots, eval_doc=task.eval_docs[0] if own_split else None)
     task.set_fewshot_seed(seed)

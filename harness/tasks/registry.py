@@ -63,17 +63,26 @@ def include(directory: Path) -> None:
         raise UserError(f"no directory {directory}", "name the directory that holds your task's .yaml and .py")
     if directory in _directories:
         return
-    for path in sorted(directory.glob("*.py")):
-        spec = importlib.util.spec_from_file_location(f"included_tasks_{path.stem}", path)
-        if spec is None or spec.loader is None or b"harness.tasks" not in path.read_bytes():
-            continue
-        try:
-            spec.loader.exec_module(importlib.util.module_from_spec(spec))
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(f"{path} cannot be loaded: {type(error).__name__}: {error}", "fix the file") from error
-    _directories.append(directory)
+    _directories.append(directory)  # first, since a file may include its own directory
+    try:
+        for path in sorted(directory.glob("*.py")):
+            if b"harness.tasks" in path.read_bytes() and b"register(" in path.read_bytes():
+                _load(path)
+    except UserError:
+        _directories.remove(directory)
+        raise
+
+
+def _load(path: Path) -> None:
+    spec = importlib.util.spec_from_file_location(f"included_tasks_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    try:
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path} cannot be loaded: {type(error).__name__}: {error}", "fix the file") from error
 
 
 def included_directories() -> tuple[Path, ...]:

@@ -14,14 +14,29 @@ from harness.records.run import read_run, read_samples
 from harness.tasks import registry
 from harness.tasks.lm_eval_index import lm_eval_tasks
 from tests.integration.command import Command
-from tests.lm_eval_tasks import TASKS, TEXTS, write_lm_eval_tasks
+from tests.lm_eval_tasks import CHOICES, TASKS, TEXTS, write_lm_eval_tasks
 
 REFUSED = {
     "own_picture": 'output_type: generate_until\ndoc_to_image: picture\ndoc_to_text: "?"\ndoc_to_target: a\n',
     "own_code": 'output_type: generate_until\nunsafe_code: true\ndoc_to_text: "?"\ndoc_to_target: a\n',
+    "own_beams": "output_type: generate_until\ngeneration_kwargs: {num_beams: 10}\n"
+    'doc_to_text: "?"\ndoc_to_target: a\n',
     "own_missing": "dataset_path: json\ndataset_kwargs: {data_files: {test: none.jsonl}}\ntest_split: test\n"
     'output_type: multiple_choice\ndoc_to_text: "?"\ndoc_to_choice: [a, b]\ndoc_to_target: 0\n',
 }
+
+
+# A group that is written out within a group.
+INLINE = """
+group: own_inline
+task:
+  - group: inner
+    task: [{task: own_hidden, output_type: generate_until, unsafe_code: true, doc_to_text: "?", doc_to_target: a}]
+"""
+OTHER = """
+group: own_other
+task: [{task: own_choice, num_fewshot: 1}]
+"""
 
 
 @pytest.fixture(scope="session")
@@ -41,10 +56,17 @@ def own_tasks(tmp_path: Path, index: Path, environment: dict[str, str], monkeypa
     directory = write_lm_eval_tasks(tmp_path / "own")
     for name, text in REFUSED.items():
         (directory / f"{name}.yaml").write_text(f"task: {name}\n{text}", encoding="utf-8")
+    choice = (directory / "own_choice.yaml").read_text(encoding="utf-8")
+    many = choice.replace("task: own_choice", "task: own_many").replace("tag: own_tag", "num_fewshot: 9")
+    (directory / "own_many.yaml").write_text(many, encoding="utf-8")
+    (directory / "own_inline.yaml").write_text(INLINE, encoding="utf-8")
+    (directory / "own_other.yaml").write_text(OTHER, encoding="utf-8")
     return directory
 
 
-def test_a_run_of_all_kinds(own_tasks: Path, tiny_model: Path, rsg_harness: Command, tmp_path: Path) -> None:
+def test_a_run_of_all_kinds(
+    own_tasks: Path, tiny_model: Path, rsg_harness: Command, environment: dict[str, str], tmp_path: Path
+) -> None:
     asked = ("run", "--include-path", own_tasks, "--model", tiny_model, "--dtype", "float32")
     tasks = ",".join(["own_group", *(name for name in TASKS if name not in ("own_choice", "own_shots")), "terra"])
     done = rsg_harness(*asked, "--tasks", tasks, "--limit", 6, "--output", "run")
@@ -68,6 +90,10 @@ def test_a_run_of_all_kinds(own_tasks: Path, tiny_model: Path, rsg_harness: Comm
             if found.aggregation == "mean":
                 values = [sample.values[metric] for sample in samples[name]]
                 assert found.value == pytest.approx(sum(values) / 6), (name, metric)
+    # lm-eval's mutual information scores each choice once more, without its context.
+    documents = {text: len(CHOICES[number % len(CHOICES)]) for number, text in enumerate(TEXTS)}
+    assert {len(sample.scores) for sample in samples["own_choice"]} <= set(documents.values())
+    assert all(sample.prediction < len(sample.scores) for sample in samples["own_choice"])
     # The three answers of a document are sampled one by one.
     assert len({sample.text for sample in samples["own_votes"]}) > 1
 
@@ -77,7 +103,9 @@ def test_a_run_of_all_kinds(own_tasks: Path, tiny_model: Path, rsg_harness: Comm
         *asked, "--tasks", "own_choice,own_text", "--limit", 6, "--output", "other", "--batch-tokens", 64
     )
     assert other.returncode == 0, other.stderr
-    compared = rsg_harness("compare", "run", "other")
+    # In a process of its own, where nothing else has loaded lm-eval's metrics.
+    command = [sys.executable, "-m", "harness.cli", "compare", "run", "other"]
+    compared = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert compared.returncode == 0, compared.stderr
     assert "0 / 0 of 6" in compared.stdout
     assert "word_perplexity" in compared.stdout
@@ -105,6 +133,10 @@ def test_a_tag_and_a_pattern_name_several_tasks(
         ("own_picture", "it asks about pictures"),
         ("own_code", "runs code that the model writes"),
         ("own_missing", "cannot load the task own_missing"),
+        ("own_inline", "own_inline::inner::own_hidden cannot be run: it runs code"),
+        ("own_beams", "it asks to generate with num_beams: 10"),
+        ("own_many", "own_many cannot show 9 solved examples"),
+        ("own_group,own_other", "own_group and own_other ask own_choice in two ways"),
         ("hellaswagg", "did you mean hellaswag"),
         ("фывапролдж", "rsg-harness tasks --search"),
     ],

@@ -294,6 +294,35 @@ def test_lm_evals_tasks_have_a_table_a_group_and_one_of_their_own(tmp_path, add)
     assert board(tmp_path)["rows"] == []
 
 
+def test_a_group_shows_its_own_run_and_hides_nobody_who_asked_a_member_alone(tmp_path, add):
+    group = GroupRecord(tasks=("one", "two"), metrics={"acc": MetricRecord(value=0.5, stderr=0.007)})
+    add("a", {}, foreign={"one": foreign(0.25), "two": foreign(0.75)}, groups={"both": group}, date=EARLY)
+    add("b", {}, foreign={"one": foreign(0.95)}, date=LATE)
+    add("c", {}, foreign={"one": foreign(0.9)}, date=LATE, model="other")
+    found = tables(page(tmp_path))
+    (both,) = found["lm-eval's tasks: both"]
+    assert (both["acc"], both["one, acc ↑"], both["two, acc ↑"]) == ("0.5 ± 0.007", "0.25 ± 0.01", "0.75 ± 0.01")
+    assert [row["one, acc ↑"] for row in found["lm-eval's tasks: single tasks"]] == ["0.95 ± 0.01", "0.9 ± 0.01"]
+
+
+def test_tasks_with_numbers_of_examples_of_their_own_share_a_row(tmp_path, add):
+    add("a", {}, foreign={"gsm8k": foreign(0.1, num_fewshot=5), "hellaswag": foreign(0.2)}, date=EARLY)
+    add("b", {}, foreign={"gsm8k": foreign(0.3, num_fewshot=8), "hellaswag": foreign(0.2)}, date=LATE)
+    add("c", {}, foreign={"hellaswag": foreign(0.4)}, date=LATE)
+    rows = tables(page(tmp_path))["lm-eval's tasks: single tasks"]
+    assert [(row["gsm8k, acc ↑"], row["hellaswag, acc ↑"], row["asked"]) for row in rows] == [
+        ("0.1 ± 0.01", "0.4 ± 0.01", "examples shown: gsm8k 5"),
+        ("0.3 ± 0.01", "0.2 ± 0.01", "examples shown: gsm8k 8"),
+    ]
+
+
+def test_a_system_instruction_makes_a_row_of_its_own(tmp_path, add):
+    add("a", {"terra": 0.5}, date=EARLY)
+    add("b", {"terra": 0.9}, date=LATE, system_instruction="Отвечай кратко.")
+    assert [row["system_instruction"] for row in board(tmp_path)["rows"]] == ["Отвечай кратко.", None]
+    assert "official, validation, system instruction" in page(tmp_path)
+
+
 def test_a_run_that_asked_lm_evals_tasks_too_has_no_speed(tmp_path, add):
     add("a", {"terra": 0.5}, foreign={"one": foreign(0.25)})
     (row,) = board(tmp_path)["rows"]
