@@ -47,9 +47,12 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 def long_choices(data: Path) -> Iterator[dict[str, Any]]:
     """Yield a paragraph and a question with five answers, of this question and the next ones."""
     for line in _lines(data / "MuSeRC" / "val.jsonl"):
-        answers = [answer["text"] for question in line["passage"]["questions"] for answer in question["answers"]]
-        for number, question in enumerate(line["passage"]["questions"]):
-            choices = (answers[number:] + answers)[:5]
+        questions = line["passage"]["questions"]
+        answers = [answer["text"] for question in questions for answer in question["answers"]]
+        first = 0
+        for question in questions:
+            choices = (answers[first:] + answers)[:5]
+            first += len(question["answers"])
             yield {"text": line["passage"]["text"], "question": question["question"], "choices": choices}
 
 
@@ -163,9 +166,11 @@ def in_process(model: str, name: str, args: argparse.Namespace) -> dict[str, Any
 
 
 def row(name: str, ours: dict[str, Any], theirs: dict[str, Any]) -> list[Any]:
-    """A line of the table. Answers: the share of documents where both choose the same."""
+    """A line of the table. Answers: the share of documents where both choose or write the same."""
     pairs = list(zip(ours["logprobs"], theirs["logprobs"], strict=True))
-    same = sum(a.index(max(a)) == b.index(max(b)) if len(a) > 1 else a == b for a, b in pairs) / len(pairs)
+    answered = [(a.index(max(a)), b.index(max(b))) if len(a) > 1 else (a, b) for a, b in pairs]
+    same = sum(a == b for a, b in answered) / len(pairs)
+    is_answer = len(pairs[0][0]) > 1 or isinstance(pairs[0][0][0], str)  # and not a text's log-probability
     numbers = [(x, y) for a, b in pairs for x, y in zip(a, b, strict=True) if not isinstance(x, str)]
     difference = max((abs(x - y) for x, y in numbers), default=0.0)
     statistics = ours["statistics"]
@@ -180,7 +185,7 @@ def row(name: str, ours: dict[str, Any], theirs: dict[str, Any]) -> list[Any]:
         f"{theirs['peak'] / ours['peak']:.1f}",
         statistics["tokens_computed"],
         statistics["tokens_shared"],
-        f"{100 * same:.0f}%",
+        f"{100 * same:.0f}%" if is_answer else "–",
         f"{difference:.3f}",
     ]
 
