@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from harness.records.run import read_run, read_samples
-from harness.tasks import registry
+from harness.tasks import include, registry
+from harness.tasks.foreign import load_foreign_tasks
 from harness.tasks.lm_eval_index import lm_eval_tasks
 from tests.integration.command import Command
 from tests.lm_eval_tasks import CHOICES, TASKS, TEXTS, write_lm_eval_tasks
@@ -149,6 +150,23 @@ def test_what_cannot_be_run_is_refused_before_the_model(
     assert said in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert "loading" not in done.stderr
+
+
+def test_a_task_that_shuffles_when_it_is_loaded_is_the_same_each_time(own_tasks: Path) -> None:
+    choice = (own_tasks / "own_choice.yaml").read_text(encoding="utf-8")
+    shuffled = choice.replace("task: own_choice", "task: own_shuffled\nprocess_docs: !function own_shuffling.shuffled")
+    (own_tasks / "own_shuffled.yaml").write_text(shuffled, encoding="utf-8")
+    (own_tasks / "own_shuffling.py").write_text(
+        "import random\ndef shuffled(docs):\n    return docs.map(lambda doc: {'gold': random.randrange(2)},"
+        " load_from_cache_file=False)\n",
+        encoding="utf-8",
+    )
+    include(own_tasks)
+    hashes = [
+        load_foreign_tasks(names).sha256["own_shuffled"]
+        for names in (["own_shuffled"], ["own_last", "own_shuffled"], ["own_shuffled"])
+    ]
+    assert len(set(hashes)) == 1
 
 
 def test_the_index_is_searched_in_both_alphabets(own_tasks: Path, rsg_harness: Command) -> None:
