@@ -241,6 +241,5 @@ def machine_text(run: RowRun | LatencyRecord) -> str:
     """Describe the machine of a run in one line."""
     known = run.machine
     memory = f"{(known.get('memory_bytes') or 0) / GIB:.0f} GiB"
-    return ", ".join(
-        [known.get("processor") or "unknown processor", f"{known.get('cores')} cores", memory, str(known.get("system"))]
-    )
+    processors = [*([known["gpu"]] if "gpu" in known else []), known.get("processor") or "unknown processor"]
+    return ", ".join([*processors, f"{known.get('cores')} cores", memory, str(known.get("system"))])

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from harness.errors import UserError
+from harness.records import provenance
 from harness.records.base import Record, read_record, write_record
 
 
@@ -63,3 +65,10 @@ def test_a_missing_record_says_what_to_do(tmp_path):
     with pytest.raises(UserError) as caught:
         read(tmp_path / "length.json")
     assert caught.value.hint == "run it"
+
+
+def test_the_machine_names_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "gpu" not in provenance.machine() or torch.cuda.is_available()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    assert provenance.machine()["gpu"] == "NVIDIA H200"
