@@ -124,7 +124,7 @@ def _label(row: Row) -> str:
     """Name backend and model, and the bits of a mixed recipe: bars of the same label would be added up."""
     bits, quantised, _ = row.model.weights.partition("-bit")
     mixed = f" ({bits}-bit)" if quantised and " and " in bits else ""
-    return f"{row.backend}{mixed} · {row.model.name}"
+    return f"{row.backend}{mixed} · {row.name}"
 
 
 def _row_score(row: Row) -> tuple[float | None, float | None]:
@@ -136,7 +136,7 @@ def chart_rows(board: Leaderboard) -> list[dict[str, Any]]:
     """Return the dataset `rows` of the charts: quality and cost of every row that has both."""
     machines = all_machines(board)
     found: list[dict[str, Any]] = []
-    names = list(dict.fromkeys(row.model.name for row in _scored_rows(board)))
+    names = list(dict.fromkeys(row.name for row in _scored_rows(board)))
     for row in _scored_rows(board):
         score, stderr = _row_score(row)
         if score is None or not row.records_per_second or not row.single_bytes:
@@ -146,8 +146,8 @@ def chart_rows(board: Leaderboard) -> list[dict[str, Any]]:
         found.append(
             {
                 "label": _label(row),
-                "number": names.index(row.model.name) + 1,
-                "model": f"{names.index(row.model.name) + 1} {row.model.name}",
+                "number": names.index(row.name) + 1,
+                "model": f"{names.index(row.name) + 1} {row.name}",
                 "backend": row.backend,
                 "data": data_text(row),
                 "executed": executed_text(row, row.runs, machines),
@@ -261,7 +261,7 @@ def _table_row(row: Row, machines: Sequence[str]) -> dict[str, Any]:
             "link": _link(found.run),
         }
     return {
-        "model": row.model.name,
+        "model": row.name,
         "heads": any(found.head for found in row.tasks.values()),
         "backend": row.backend,
         "weights_type": row.model.weights,

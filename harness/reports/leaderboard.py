@@ -29,6 +29,7 @@ from harness.records.run import (
 )
 from harness.reports.foreign_rows import ForeignRow, foreign_rows
 from harness.reports.published import reference_rows
+from harness.reports.tables import told_apart
 from harness.tasks import RUSSIAN_SUPERGLUE
 from harness.tasks.metrics import Estimate, mean_estimate
 
@@ -63,6 +64,7 @@ class Row(Record):
     """A model on a backend, asked in one way."""
 
     group: str
+    name: str  # the model's, with its hash where another one has the same
     model: ModelRecord
     backend: str
     execution: str
@@ -149,7 +151,9 @@ def _rows(runs: Sequence[_Run]) -> list[Row]:
                 log.warning("%s: %s is not a task of Russian SuperGLUE and is left out", run.name, name)
                 continue
             drafts.setdefault(_key(run.record, task, group), _Draft(group)).tasks[base] = (run, task)
-    return sorted((_row(draft) for draft in drafts.values()), key=_rank)  # of equal rows the older one first
+    models = [run.record.model for run in runs if run.record.tasks]
+    # Of equal rows the older one first.
+    return sorted((_row(draft, models) for draft in drafts.values()), key=_rank)
 
 
 def _group(task: str) -> str:
@@ -172,7 +176,7 @@ def _rank(row: Row) -> tuple[float, ...]:
     return -best_first[0], -len(_estimates(row.tasks.values())), -best_first[1]
 
 
-def _row(draft: _Draft) -> Row:
+def _row(draft: _Draft, models: Sequence[ModelRecord]) -> Row:
     tasks = {name: _task_score(*draft.tasks[name]) for name in RUSSIAN_SUPERGLUE if name in draft.tasks}
     runs = sorted(
         {run.name: run for run, _ in draft.tasks.values()}.values(), key=lambda run: (run.record.date, run.name)
@@ -183,6 +187,7 @@ def _row(draft: _Draft) -> Row:
     score = mean if len(estimates) == len(RUSSIAN_SUPERGLUE) else None
     return Row(
         group=draft.group,
+        name=told_apart(newest.model, models),
         model=newest.model,
         backend=newest.backend,
         execution=newest.execution,

@@ -22,7 +22,7 @@ from harness.reports.leaderboard import (
     machine_text,
 )
 from harness.reports.published import REFERENCE_NOTE, reference_cells
-from harness.reports.tables import MINI_NOTE, estimate_text, examples_shown, told_apart
+from harness.reports.tables import MINI_NOTE, estimate_text, examples_shown
 from harness.tasks import RUSSIAN_SUPERGLUE, get_task
 
 _TIMED = ("terra", "muserc")  # the short and the long question
@@ -84,7 +84,7 @@ def page(board: Leaderboard) -> str:
             if rows:
                 parts.append(f"## {'Mini set' if is_mini else 'Russian SuperGLUE'}: {how}")
                 parts.extend([MINI_NOTE] if is_mini else [])
-                parts.extend([_table(HEADERS, [_cells(row, board, machines) for row in rows]), _caveats(rows)])
+                parts.extend([_table(HEADERS, [_cells(row, machines) for row in rows]), _caveats(rows)])
     for title, (headers, cells) in foreign_tables(board.foreign).items():
         parts.extend([f"## lm-eval's tasks: {title}", FOREIGN_NOTE, _table(headers, cells)])
     if board.divergence:
@@ -114,7 +114,7 @@ def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return tabulate(clean, headers=headers, tablefmt="github", disable_numparse=True)
 
 
-def _cells(row: Row, board: Leaderboard, machines: Sequence[str]) -> list[str]:
+def _cells(row: Row, machines: Sequence[str]) -> list[str]:
     mark = "*" if row.is_mlx_by_torch else ""
     score = estimate_text(row.score, row.score_stderr)
     speed = "–" if row.records_per_second is None else f"{row.records_per_second:.2f}{mark}"
@@ -123,13 +123,12 @@ def _cells(row: Row, board: Leaderboard, machines: Sequence[str]) -> list[str]:
     scores = [_score(row.tasks.get(task)) for task in RUSSIAN_SUPERGLUE]
     executed = executed_text(row, row.runs, machines)
     backend = f"{row.backend} ({row.model.weights})"
-    return [_model_name(row, board), backend, executed, *scores, score, speed, *memory, weights, data_text(row)]
+    return [_model_name(row), backend, executed, *scores, score, speed, *memory, weights, data_text(row)]
 
 
-def _model_name(row: Row, board: Leaderboard) -> str:
-    """Name the model, with its hash where several share a name, and a dagger where trained heads answer."""
-    name = told_apart(row.model, [other.model for other in board.rows])
-    return f"{name} †" if _has_heads(row) else name
+def _model_name(row: Row) -> str:
+    """Name the model, with a dagger where trained heads answer."""
+    return f"{row.name} †" if _has_heads(row) else row.name
 
 
 def _has_heads(row: Row) -> bool:
