@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
 
 from harness.errors import UserError
-from harness.evaluation.divergence import _batches, _rows, compare_distributions, ratio_estimate
+from harness.evaluation import sweep
+from harness.evaluation.divergence import _batches, _rows, chosen_corpus, compare_distributions, ratio_estimate
 from harness.evaluation.divergence_options import DivergenceOptions, check_divergence_options
+from harness.evaluation.options import SweepOptions
 from harness.scoring.encoding import TextEncoder
 from tests.tiny_gemma import make_tiny_tokenizer
 
+KEPT = Path(__file__).parents[2] / "results" / "divergence" / "gemma-3-270m"
 ENCODER = TextEncoder(make_tiny_tokenizer())
 
 
@@ -92,3 +100,36 @@ def test_batches_keep_to_the_budget_with_padding_and_lose_no_row():
 def test_options_that_cannot_work_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
         check_divergence_options(DivergenceOptions(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_same"),
+    [
+        ({}, True),
+        ({"backends": ("torch", "mlx-q8")}, False),
+        ({"corpus_limit": 1}, False),
+        ({"resume": False}, False),
+    ],
+)
+def test_a_sweep_takes_no_divergence_of_another_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], is_same: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts.txt").write_text("Ёж ушёл в лес.\n\nДом стоит у реки.\n" * 40, encoding="utf-8")
+    first = Path("sweep-torch")
+    asked = SweepOptions(backends=("torch", "mlx-q4"), corpus="texts.txt", resume=True)
+    options = sweep._divergence_options(asked, first)
+    kept = json.loads((KEPT / "divergence.json").read_text(encoding="utf-8"))
+    by_name = {one["backend"]: one for one in kept["backends"]}
+    kept["backends"] = [by_name[name] for name in asked.backends]
+    kept["corpus"]["sha256"] = chosen_corpus(options).fingerprint()
+    assert options.output is not None
+    options.output.mkdir(parents=True)
+    (options.output / "divergence.json").write_text(json.dumps(kept), encoding="utf-8")
+
+    other = sweep._divergence_options(replace(asked, **changes), first)
+    if is_same:
+        assert sweep._measured_divergence(other) is not None
+    else:
+        with pytest.raises(UserError, match="of another sweep"):
+            sweep._measured_divergence(other)
