@@ -259,7 +259,7 @@ def test_a_question_that_is_refused_is_left_open_and_the_rest_goes_on(distill: D
         done = distill(server, "--tasks", "terra")
     message = refusal(done)
     assert "6 of 24 items got no answer" in message
-    assert "status 400: maximum context length exceeded" in message
+    assert "status 400: 'max_tokens' is too large: the maximum context length is exceeded" in message
     assert "--resume" in message
     assert "18 of 24 items answered" in done.stdout
     with OpenAIServer() as server:
