@@ -108,7 +108,7 @@ def run_in_subprocess(work: Callable[..., Result], *arguments: Any) -> Result:
     """Return `work(*arguments)`, called in a new process, whose memory does not count as this one's.
 
     Args:
-        work: A function of a module; of the script that is being run it cannot be.
+        work: A function of a module. One that the running script defines would not be found.
         arguments: Of the function.
 
     Raises:
@@ -127,7 +127,7 @@ def run_in_subprocess(work: Callable[..., Result], *arguments: Any) -> Result:
 
 @contextlib.contextmanager
 def _script_hidden() -> Iterator[None]:
-    """Let a process that starts meanwhile not run the user's script, which need not guard its lines by `__name__`."""
+    """Keep a process that starts meanwhile from running the user's script again, which may have no `__main__` guard."""
     script = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
     try:

@@ -39,8 +39,6 @@ _BAD_PARAMETER = (400, 422)  # statuses for a parameter that the server does not
 _NO_LOGPROB_STATUSES = (*_BAD_PARAMETER, 403, 501)  # and for log-probabilities that it does not give
 # Parameter that a server may refuse -> the name by which some take it; None: it is left out.
 _SUBSTITUTES: Mapping[str, str | None] = {"max_tokens": "max_completion_tokens", "seed": None, "temperature": None}
-
-
 # How servers say that they take no such parameter, and not that its value is wrong: a long prompt leaves few tokens.
 _NOT_TAKEN = re.compile(
     r"not support|unsupported|unknown|unrecogni[sz]ed|unexpected|not permitted|instead", re.IGNORECASE
@@ -224,13 +222,18 @@ class Teacher:
             try:
                 return await self._post(path, taken)
             except TeacherFailure as failure:
-                refused = next((name for name in _SUBSTITUTES if re.search(rf"\b{name}\b", str(failure))), None)
-                if refused == "max_tokens" and not (self._api == "chat" and _NOT_TAKEN.search(str(failure))):
-                    raise
+                refused = self._refused_parameter(str(failure))
                 if failure.status not in _BAD_PARAMETER or refused is None or refused not in taken:
                     raise
                 log.warning("the server refuses %s: %s", refused, failure)
                 self._refused_parameters.add(refused)
+
+    def _refused_parameter(self, message: str) -> str | None:
+        """Return the parameter that a server says it does not take; None where it says something else."""
+        named = next((name for name in _SUBSTITUTES if re.search(rf"\b{name}\b", message)), None)
+        if named == "max_tokens" and not (self._api == "chat" and _NOT_TAKEN.search(message)):
+            return None
+        return named
 
     async def _post(self, path: str, body: dict[str, Any]) -> bytes:
         try:

@@ -7,7 +7,7 @@ from typing import Any
 
 from harness.records.base import Record
 from harness.records.run import ForeignTaskRecord, GroupRecord, MetricRecord, ModelRecord, RunRecord
-from harness.reports.tables import examples_shown, told_apart
+from harness.reports.tables import examples_shown, prompt_changes, told_apart
 
 # A group of more tasks than this shows its own figures only; leaderboard.json has the tasks'.
 MOST_COLUMNS = 12
@@ -148,6 +148,5 @@ def _asked(row: ForeignRow, tasks: Mapping[str, ForeignTaskRecord]) -> str:
     elif number := next(iter(shots.values()), 0):
         parts.append(examples_shown(number))
     parts += [f"at most {row.limit} documents a task"] if row.limit else []
-    parts += ["chat template"] if row.chat_template else []
-    parts += ["system instruction"] if row.system_instruction else []
+    parts += prompt_changes(chat_template=row.chat_template, system_instruction=row.system_instruction)
     return "; ".join(parts) or "all documents"

@@ -22,7 +22,7 @@ from harness.reports.leaderboard import (
     machine_text,
 )
 from harness.reports.published import REFERENCE_NOTE, reference_cells
-from harness.reports.tables import MINI_NOTE, estimate_text, examples_shown
+from harness.reports.tables import MINI_NOTE, estimate_text, examples_shown, prompt_changes
 from harness.tasks import RUSSIAN_SUPERGLUE, get_task
 
 _TIMED = ("terra", "muserc")  # the short and the long question
@@ -178,8 +178,7 @@ def data_text(row: Row) -> str:
     """Say what a row was measured on."""
     limit = [f"at most {row.data.limit} a task"] if row.data.limit else []
     shots = [examples_shown(row.num_fewshot)] if row.num_fewshot else []
-    asked = ["chat template"] if row.chat_template else []
-    asked += ["system instruction"] if row.system_instruction else []
+    asked = prompt_changes(chat_template=row.chat_template, system_instruction=row.system_instruction)
     return ", ".join([row.data.source, row.data.split, *limit, *shots, *asked])
 
 

@@ -33,6 +33,12 @@ def examples_shown(number: int) -> str:
     return "1 example shown" if number == 1 else f"{number} examples shown"
 
 
+def prompt_changes(*, chat_template: bool, system_instruction: str | None) -> list[str]:
+    """Say what stood around the prompts."""
+    there = {"chat template": chat_template, "system instruction": bool(system_instruction)}
+    return [name for name, is_there in there.items() if is_there]
+
+
 def percent(metric: MetricRecord) -> str:
     return estimate_text(metric.value, metric.stderr)
 
