@@ -14,7 +14,7 @@ import numpy as np
 
 from adapters.base import library_errors
 from harness.errors import UserError
-from harness.models.gguf_file import Header, gemma_query_scalar, read_tensor
+from adapters.gguf_file import Header, gemma_query_scalar, read_tensor
 from harness.quiet import quiet_libraries
 from harness.scoring.encoding import CUTTING_PATTERN
 

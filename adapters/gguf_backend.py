@@ -1,0 +1,340 @@
+"""GGUF models computed by llama.cpp: on the processor, on Metal on a Mac, on whatever GPU its build knows.
+
+llama.cpp computes the layers, the vocabulary matrix and the cache. A batch is a list of tokens, each of a sequence of its
+own, so rows of unequal length need no padding, and a prefix is a sequence whose cells others share.
+
+The GPU paths follow llama.cpp's documented API and were not run where this was written (no such device there).
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from adapters.architecture import Logits
+from adapters.base import Backend, BackendInfo, OutOfMemory, Prefix, Sampling
+from adapters.ggml_product import VocabularyProduct
+from adapters.llama_context import (
+    OUTPUTS,
+    PHYSICAL_BATCH,
+    SEQUENCES,
+    ContextSettings,
+    LlamaContext,
+    LlamaModel,
+    NoRoom,
+)
+from adapters.sampling import next_token, row_generators
+from adapters.text import growing_answers
+
+# Cells are asked for in steps of this many.
+_CELLS = 256
+# Positions projected at a time: 64 MB of logits for a vocabulary of 262,144.
+_POSITIONS = 64
+
+
+class GgufPrefix(Prefix):
+    """A sequence of tokens whose cells are kept."""
+
+    def __init__(self, tokens: tuple[int, ...], cache: _Cache, sequence: int) -> None:
+        self.tokens = tokens
+        self.length = len(tokens)
+        self.place(cache, sequence)
+
+    def place(self, cache: _Cache, sequence: int) -> None:
+        """Note where the cells are, and give them back once this prefix is forgotten."""
+        self.cache, self.sequence = cache, sequence
+        cache.tokens[sequence] = self.length
+        weakref.finalize(self, cache.free, sequence).atexit = False
+
+
+@dataclass
+class _Cache:
+    """A context, and which of its sequences are in use."""
+
+    context: LlamaContext
+    unused: list[int] = field(default_factory=lambda: list(range(SEQUENCES))[::-1])
+    tokens: dict[int, int] = field(default_factory=dict)  # of the sequences that prefixes keep
+
+    def take(self) -> int:
+        if not self.unused:
+            raise OutOfMemory(f"llama.cpp keeps at most {SEQUENCES} sequences")
+        return self.unused.pop()
+
+    def free(self, sequence: int) -> None:
+        self.context.remove(sequence)
+        self.tokens.pop(sequence, None)
+        self.unused.append(sequence)
+
+
+class GgufBackend(Backend):
+    """A causal language model of llama.cpp.
+
+    Args:
+        model: The weights.
+        product: Its vocabulary matrix.
+        settings: How it computes.
+        tokenizer: A transformers tokenizer.
+        info: What was loaded.
+        stop_tokens: Ids that end an answer, besides those that the file names.
+        rule: How logits follow from the product of hidden states and vocabulary matrix.
+    """
+
+    def __init__(
+        self,
+        model: LlamaModel,
+        product: VocabularyProduct,
+        settings: ContextSettings,
+        tokenizer: Any,
+        info: BackendInfo,
+        stop_tokens: frozenset[int],
+        rule: Logits,
+    ) -> None:
+        self._model = model
+        self._product = product
+        self._settings = settings
+        self.tokenizer = tokenizer
+        self.info = info
+        self.shares_prefixes = model.has_plain_cache
+        self._stop_tokens = stop_tokens
+        self._rule = rule
+        self._cache = _Cache(self._context(2 * info.batch_tokens, reads_states=True))
+        # Generation computes logits, so it needs a context without the callback that stops before them.
+        self._dialogue: LlamaContext | None = None
+        self._said: list[int] = []  # tokens of the dialogue's first sequence that are in its cells
+
+    def _context(self, tokens: int, reads_states: bool) -> LlamaContext:
+        cells = -(-tokens // _CELLS) * _CELLS
+        return LlamaContext(self._model, cells, self._settings, reads_states)
+
+    def hidden_states(
+        self,
+        rows: Sequence[Sequence[int]],
+        positions: Sequence[Sequence[int]],
+        prefix: Prefix | None = None,
+        keep: bool = False,
+    ) -> tuple[np.ndarray, Prefix | None]:
+        if keep and len(rows) != 1:
+            raise ValueError("only a single row can be kept as a prefix")
+        if prefix is not None and not isinstance(prefix, GgufPrefix):
+            raise TypeError("the prefix was made by another backend")
+        if keep:
+            states, sequence = self._compute(rows, positions, prefix, keep=True)
+            before = prefix.tokens if prefix else ()
+            return states, GgufPrefix((*before, *rows[0]), self._cache, sequence)
+        parts = []
+        for start in range(0, len(rows), SEQUENCES // 2):
+            part = slice(start, start + SEQUENCES // 2)
+            parts.append(self._compute(rows[part], positions[part], prefix, keep=False)[0])
+        return np.concatenate(parts), None
+
+    def _compute(
+        self,
+        rows: Sequence[Sequence[int]],
+        positions: Sequence[Sequence[int]],
+        prefix: GgufPrefix | None,
+        keep: bool,
+    ) -> tuple[np.ndarray, int]:
+        """Return the states, and the sequence of the last row, which is in use still if `keep`."""
+        self._make_room(sum(map(len, rows)), prefix)
+        cache = self._cache
+        start = prefix.length if prefix else 0
+        taken: list[int] = []
+        done = False
+        try:
+            for _ in rows:
+                taken.append(cache.take())
+                if prefix is not None:
+                    cache.context.copy(prefix.sequence, taken[-1])
+            states = _decode_rows(cache.context, rows, positions, start, taken, self.info.hidden_size)
+            done = True
+        finally:
+            for sequence in taken[:-1] if keep and done else taken:
+                cache.free(sequence)
+        return states, taken[-1]
+
+    def _make_room(self, tokens: int, prefix: GgufPrefix | None) -> None:
+        """Let the cache hold some more tokens after a prefix; in a larger one, prefixes are computed again when used."""
+        moved = prefix is not None and prefix.cache is not self._cache
+        length = prefix.length if prefix else 0
+        needed = sum(self._cache.tokens.values()) + tokens + (length if moved else 0)
+        if needed > self._cache.context.cells:
+            # Sequences that extend each other share their cells, so the sum is an upper bound.
+            self._cache = _Cache(self._context(max(2 * self._cache.context.cells, length + tokens), reads_states=True))
+        if prefix is not None and prefix.cache is not self._cache:
+            _, sequence = self._compute([prefix.tokens], [[]], None, keep=True)
+            prefix.place(self._cache, sequence)
+
+    def project(self, hidden: np.ndarray, sources: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if len(tokens) and not 0 <= int(np.min(tokens)) <= int(np.max(tokens)) < self.info.vocabulary_size:
+            raise ValueError(f"token ids must lie in 0 to {self.info.vocabulary_size - 1}")
+        logprobs, best = np.zeros(len(sources)), np.zeros(len(sources), dtype=bool)
+        for start in range(0, len(hidden), _POSITIONS):
+            asked = np.flatnonzero((sources >= start) & (sources < start + _POSITIONS))
+            if not len(asked):
+                continue
+            logits = self.vocabulary_logits(hidden[start : start + _POSITIONS])
+            largest = logits.max(axis=1)
+            wanted = logits[sources[asked] - start, tokens[asked]].astype(np.float64)
+            with np.errstate(invalid="ignore"):  # NaN comes through
+                logits -= largest[:, None]
+            normaliser = largest + np.log(np.exp(logits, out=logits).sum(axis=1, dtype=np.float64))
+            logprobs[asked] = wanted - normaliser[sources[asked] - start]
+            best[asked] = wanted >= largest[sources[asked] - start]
+        return logprobs, best
+
+    def vocabulary_logits(self, hidden: np.ndarray) -> np.ndarray:
+        try:
+            logits = self._product.logits(hidden)
+        except MemoryError as error:
+            raise OutOfMemory(str(error)) from error
+        if self._rule.scale != 1:
+            logits *= np.float32(self._rule.scale)
+        if self._rule.cap is not None:
+            logits = np.tanh(logits / np.float32(self._rule.cap)) * np.float32(self._rule.cap)
+        return logits
+
+    def library_logprobs(self, tokens: Sequence[int]) -> np.ndarray:
+        context = self._context(len(tokens), reads_states=False)
+        found = np.empty(len(tokens) - 1)
+        for start in range(0, len(found), OUTPUTS):
+            part = range(start, min(start + OUTPUTS, len(found)))
+            logits = context.decode([tokens[place] for place in part], part, [0] * len(part), range(len(part)))
+            exact = logits.astype(np.float64)
+            wanted = exact[np.arange(len(part)), [tokens[place + 1] for place in part]]
+            found[part.start : part.stop] = wanted - np.logaddexp.reduce(exact, axis=1)
+        return found
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        on_text: Callable[[int, str], None] | None = None,
+    ) -> list[str]:
+        if sampling.max_new_tokens < 1:
+            return [""] * len(prompts)
+        answers = growing_answers(len(prompts), sampling.stop, on_text)
+        for start in range(0, len(prompts), OUTPUTS):
+            part = range(start, min(start + OUTPUTS, len(prompts)))
+            self._generate([list(prompts[number]) for number in part], sampling, [answers[number] for number in part])
+        return [answer.finish() for answer in answers]
+
+    def _generate(self, prompts: list[list[int]], sampling: Sampling, answers: list[Any]) -> None:
+        logits = self._prefill(prompts, sampling.max_new_tokens)
+        context = self._dialogue
+        assert context is not None
+        generators = row_generators(sampling, len(prompts))
+        ids: list[list[int]] = [[] for _ in prompts]
+        active = list(range(len(prompts)))
+        try:
+            while True:
+                going = []
+                for row, place in zip(active, range(len(active)), strict=True):
+                    token = next_token(logits[place], sampling, generators[row])
+                    if token in self._stop_tokens or self._model.ends_text(token):
+                        continue
+                    ids[row].append(token)
+                    text = self.tokenizer.decode(ids[row], skip_special_tokens=True)
+                    if not answers[row].update(text) and len(ids[row]) < sampling.max_new_tokens:
+                        going.append(row)
+                active = going
+                if not active:
+                    break
+                logits = context.decode(
+                    [ids[row][-1] for row in active],
+                    [len(prompts[row]) + len(ids[row]) - 1 for row in active],
+                    active,
+                    range(len(active)),
+                )
+        finally:
+            for row in range(1, len(prompts)):
+                context.remove(row)
+        self._said = (prompts[0] + ids[0])[: len(prompts[0]) + max(0, len(ids[0]) - 1)]
+
+    def _prefill(self, prompts: list[list[int]], new_tokens: int) -> np.ndarray:
+        """Compute the prompts, the start that all share once, and return the logits after each.
+
+        What the last call left in the first sequence is used again as far as the first prompt repeats it, so the next
+        turn of a dialogue computes its own tokens only.
+        """
+        needed = sum(map(len, prompts)) + len(prompts) * new_tokens
+        if self._dialogue is None or self._dialogue.cells < needed:
+            self._said = []
+            self._dialogue = None  # before the larger one is made
+            self._dialogue = self._context(needed, reads_states=False)
+        context = self._dialogue
+        # The last token of a prompt is computed in any case, for its logits.
+        shared = _shared_length([*prompts, self._said])
+        said, self._said = self._said, []  # nothing is known of the cells if this is interrupted
+        if len(prompts) == 1:
+            shared = _shared_length([prompts[0][:-1], said])
+        if not context.remove(0, shared):
+            context.remove(0)
+            shared = 0
+        common = min(_shared_length(prompts), min(map(len, prompts)) - 1)
+        if len(prompts) > 1 and common > shared:
+            _decode_rows(context, [prompts[0][shared:common]], [[]], shared, [0], 0)
+            shared = common
+        for row in range(1, len(prompts)):
+            context.remove(row)
+            context.copy(0, row)
+        rows = [prompt[shared:] for prompt in prompts]
+        return _decode_rows(
+            context, rows, [[len(row) - 1] for row in rows], shared, range(len(rows)), self.info.vocabulary_size
+        )
+
+    def peak_memory(self) -> int | None:
+        return None  # llama.cpp keeps no peak of its own
+
+
+def _decode_rows(
+    context: LlamaContext,
+    rows: Sequence[Sequence[int]],
+    positions: Sequence[Sequence[int]],
+    start: int,
+    sequences: Sequence[int],
+    width: int,
+) -> np.ndarray:
+    """Decode rows that all begin at the position `start`, and return what is asked for, float32 [positions, width]."""
+    numbers: dict[tuple[int, int], int] = {}
+    for row, places in enumerate(positions):
+        for place in sorted(set(places)):
+            numbers[row, place] = len(numbers)
+    found = np.empty((len(numbers), width), dtype=np.float32)
+    tokens: list[int] = []
+    places_of: list[int] = []
+    sequence_of: list[int] = []
+    wanted: list[int] = []
+    done = 0
+
+    def flush() -> None:
+        nonlocal done
+        if tokens:
+            result = context.decode(tokens, places_of, sequence_of, wanted)
+            if wanted:
+                found[done : done + len(wanted)] = result
+                done += len(wanted)
+            for part in (tokens, places_of, sequence_of, wanted):
+                part.clear()
+
+    for row, (ids, sequence) in enumerate(zip(rows, sequences, strict=True)):
+        for place, token in enumerate(ids):
+            if len(tokens) == PHYSICAL_BATCH or len(wanted) == OUTPUTS:
+                flush()
+            if (row, place) in numbers:
+                wanted.append(len(tokens))
+            tokens.append(token)
+            places_of.append(start + place)
+            sequence_of.append(sequence)
+    flush()
+    return found[[numbers[row, place] for row, places in enumerate(positions) for place in places]]
+
+
+def _shared_length(rows: Sequence[Sequence[int]]) -> int:
+    """Return how many tokens all rows begin with in common."""
+    length = min(map(len, rows))
+    first = rows[0]
+    return next((place for place in range(length) if any(row[place] != first[place] for row in rows)), length)

@@ -1,0 +1,186 @@
+"""The llama.cpp backends. Importing this loads no tensor library."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from adapters.architecture import read_architecture
+from adapters.base import Backend, BackendInfo, BackendKind, Family, Finding, LoadRequest, UserError
+from adapters.gguf_file import Header, read_header
+from adapters.llama_library import FLASH_ATTENTION, INSTALL, installed_version, library_file, load_library
+from adapters.text import configured_ends, end_tokens, load_tokenizer
+
+# On two CPU cores throughput no longer grows beyond this; a GPU needs more to be busy (not measured here).
+BATCH_TOKENS = {"cpu": 1_024, "metal": 4_096, "cuda": 4_096}
+_CACHE_TYPES = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8}  # enum ggml_type
+# llama.cpp's name for a file of weights that are not quantised -> ours.
+_WHOLE = {"ALL_F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+class GgufFamily(Family):
+    """Models in llama.cpp's own format, computed by llama.cpp."""
+
+    name = "gguf"
+    executions = ("llama.cpp",)
+    arguments: Mapping[str, type] = {
+        "threads": int,
+        "gpu_layers": int,
+        "context": int,
+        "flash_attention": str,
+        "cache_type": str,
+    }
+
+    def kinds(self) -> tuple[BackendKind, ...]:
+        from adapters.gguf_types import KINDS
+
+        own = BackendKind("gguf", self, "llama.cpp, a .gguf file as it stands", {"kind": None})
+        made = [BackendKind(f"gguf-{kind}", self, f"llama.cpp, {kind} weights", {"kind": kind}) for kind in KINDS]
+        return (own, *made)
+
+    def problem(self, kind: BackendKind) -> str:
+        return llama_problem()
+
+    def load(self, kind: BackendKind, request: LoadRequest) -> Backend:
+        return _load(kind, request)
+
+    def dtypes(self, kind: BackendKind) -> tuple[str, ...]:
+        return ("float32",)
+
+    def reference(self, kind: BackendKind, request: LoadRequest) -> Backend:
+        from adapters.gguf_dequantised import load_dequantised
+
+        return load_dequantised(kind.name, request.model_dir, _gguf_file(kind, request))
+
+    def findings(self) -> list[Finding]:
+        if problem := llama_problem():
+            return [Finding("gguf backends", problem, INSTALL)]
+        return [Finding("gguf backends", f"computed by llama.cpp, build {installed_version()}, on {_device({})}")]
+
+
+@functools.cache
+def llama_problem() -> str:
+    """Say why llama.cpp cannot be used here; "" where it can."""
+    if library_file() is None:
+        return "llama.cpp is not installed"
+    try:
+        load_library()
+    except UserError as error:
+        return error.message
+    return ""
+
+
+def _gguf_file(kind: BackendKind, request: LoadRequest) -> Path:
+    """Return the model's file as it stands, or one made in the cache for a backend that names a kind of weights.
+
+    Raises:
+        UserError: There is no file, or it cannot be made.
+    """
+    wanted = kind.settings["kind"]
+    if wanted is None:
+        if request.gguf is None:
+            raise UserError(
+                f"--backend gguf runs a .gguf file as it stands, and {request.model_dir.name} is none",
+                "use --backend gguf-q8_0 or another one that makes the file",
+            )
+        return request.gguf
+    if request.gguf is not None and not _is_whole(request.gguf):
+        raise UserError(
+            f"{request.gguf.name} is quantised, and --backend {kind.name} would quantise it again",
+            "use --backend gguf, which runs the file as it stands, or name the whole model",
+        )
+    from adapters.gguf_writer import write_gguf
+
+    made = request.cached(
+        f"gguf/{wanted}-{request.fingerprint[:16]}",
+        lambda directory: write_gguf(request.model_dir, directory / "model.gguf", wanted),
+        f"writing the weights as {wanted} for llama.cpp, once",
+    )
+    return made / "model.gguf"
+
+
+def _is_whole(file: Path) -> bool:
+    """Return whether a file's matrices are stored in 16 or 32 bits."""
+    return _stored_as(read_header(file)) in _WHOLE.values()
+
+
+def _stored_as(header: Header) -> str:
+    """Return how a file stores its weights: "Q4_K_M", "bfloat16"."""
+    from gguf import LlamaFileType
+
+    try:
+        name = LlamaFileType(header.values.get("general.file_type", -1)).name.removeprefix("MOSTLY_")
+    except ValueError:
+        return "mixed"
+    return _WHOLE.get(name, name)
+
+
+def _load(kind: BackendKind, request: LoadRequest) -> Backend:
+    if problem := llama_problem():
+        raise UserError(f"--backend {kind.name}: {problem}", INSTALL)
+    if request.dtype not in ("auto", "float32"):
+        raise UserError(
+            f"llama.cpp chooses the types of its computation itself, not {request.dtype}", "leave the dtype out"
+        )
+    from adapters.ggml_product import VocabularyProduct
+    from adapters.gguf_backend import GgufBackend
+    from adapters.llama_context import ContextSettings, LlamaModel
+
+    args = dict(request.args)
+    file = _gguf_file(kind, request)
+    header = read_header(file)
+    settings = ContextSettings(
+        threads=args.get("threads", _threads()),
+        flash_attention=_choice("flash_attention", args.get("flash_attention", "auto"), FLASH_ATTENTION),
+        cache_type=_choice("cache_type", args.get("cache_type", "f16"), _CACHE_TYPES),
+    )
+    model = LlamaModel(file, args.get("gpu_layers", -1))
+    context = args.get("context", model.context_length)
+    if not 0 < context <= model.context_length:
+        raise UserError(
+            f"--backend-arg context={context}: {file.name} was trained on {model.context_length} tokens",
+            f"give 1 to {model.context_length}",
+        )
+    product = VocabularyProduct(file, header, settings.threads)
+    tokenizer = load_tokenizer(request.model_dir)
+    architecture = read_architecture(request.model_dir)
+    device = _device(args)
+    info = BackendInfo(
+        name=kind.name,
+        execution="llama.cpp",
+        device=device,
+        dtype="float32",
+        weights=_stored_as(header),
+        weights_bytes=model.bytes,
+        parameters=model.parameters,
+        context_length=context,
+        hidden_size=model.hidden_size,
+        vocabulary_size=product.rows,
+        batch_tokens=BATCH_TOKENS[device],
+        options={**args, "threads": settings.threads, "build": installed_version()},
+    )
+    ends = end_tokens(tokenizer, configured_ends(request.model_dir))
+    return GgufBackend(model, product, settings, tokenizer, info, ends, architecture.logits)
+
+
+def _choice(name: str, value: str, known: Mapping[str, int]) -> int:
+    if value not in known:
+        raise UserError(f"--backend-arg {name}={value} is unknown", f"it takes {', '.join(known)}")
+    return known[value]
+
+
+def _threads() -> int:
+    """Return the number of processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _device(args: Mapping[str, Any]) -> str:
+    """Return what computes the layers."""
+    library = load_library()
+    if not library.llama_supports_gpu_offload() or args.get("gpu_layers") == 0:
+        return "cpu"
+    return "metal" if platform.system() == "Darwin" else "cuda"

@@ -1,0 +1,227 @@
+"""A GGUF model loaded by llama.cpp, and contexts over it: a key-value cache whose cells several sequences share."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adapters.base import OutOfMemory, UserError
+from adapters.llama_library import (
+    SUCCESS,
+    Batch,
+    EvalCallback,
+    forget_messages,
+    installed_version,
+    last_message,
+    load_library,
+)
+
+# Sequences that a context tells apart; llama.cpp allows 256 at most.
+SEQUENCES = 64
+# Positions of one call whose logits have room: each takes 1 MiB for a vocabulary of 262,144, twice.
+OUTPUTS = 64
+# Tokens that llama.cpp computes together; its own default.
+PHYSICAL_BATCH = 512
+# The tensor after the final norm, for the positions that are asked for, in every architecture of llama.cpp.
+LAST_STATES = b"result_norm"
+# What llama_decode returns.
+_NO_ROOM, _NO_MEMORY = 1, -2
+# Parts of the messages with which ggml refuses an allocation.
+_MEMORY_MESSAGES = ("failed to allocate", "out of memory", "insufficient memory")
+
+
+class NoRoom(Exception):
+    """The cells of the cache do not suffice for a batch."""
+
+
+@dataclass(frozen=True)
+class ContextSettings:
+    """How a context computes.
+
+    Attributes:
+        threads: Of the processor.
+        flash_attention: enum llama_flash_attn_type.
+        cache_type: enum ggml_type of keys and values.
+    """
+
+    threads: int
+    flash_attention: int
+    cache_type: int
+
+
+class LlamaModel:
+    """The weights of a GGUF file.
+
+    Args:
+        file: The file; the first one of a split model.
+        gpu_layers: Layers that a GPU computes; -1: all.
+
+    Raises:
+        UserError: llama.cpp cannot read the file.
+    """
+
+    def __init__(self, file: Path, gpu_layers: int = -1) -> None:
+        self.library = load_library()
+        forget_messages()
+        params = self.library.llama_model_default_params()
+        params.n_gpu_layers = gpu_layers
+        self.pointer = self.library.llama_model_load_from_file(str(file).encode(), params)
+        if not self.pointer:
+            raise _refused(file)
+        self.vocabulary = self.library.llama_model_get_vocab(self.pointer)
+        self.vocabulary_size: int = self.library.llama_vocab_n_tokens(self.vocabulary)
+        self.hidden_size: int = self.library.llama_model_n_embd(self.pointer)
+        self.context_length: int = self.library.llama_model_n_ctx_train(self.pointer)
+        self.parameters: int = self.library.llama_model_n_params(self.pointer)
+        self.bytes: int = self.library.llama_model_size(self.pointer)
+        self.has_plain_cache: bool = not (
+            self.library.llama_model_is_recurrent(self.pointer) or self.library.llama_model_is_hybrid(self.pointer)
+        )
+
+    def __del__(self) -> None:
+        if getattr(self, "pointer", None):
+            self.library.llama_model_free(self.pointer)
+
+    def ends_text(self, token: int) -> bool:
+        """Return whether the file names a token as the end of a text or of a turn."""
+        return self.library.llama_vocab_is_eog(self.vocabulary, token)
+
+
+def _refused(file: Path) -> UserError:
+    message = last_message()
+    if any(words in message.lower() for words in _MEMORY_MESSAGES):
+        return UserError(f"{file} does not fit into memory", "use a smaller quantisation, or --backend-arg gpu_layers=N")
+    return UserError(
+        f"llama.cpp cannot load {file}: {message or 'it gives no reason'}",
+        f"copy the file again; a newer kind of model needs a newer build than xllamacpp {installed_version()}",
+    )
+
+
+class LlamaContext:
+    """A cache of keys and values, and what computes with it.
+
+    Args:
+        model: The weights.
+        cells: Tokens that the cache holds.
+        settings: How it computes.
+        reads_states: Whether `decode` returns the last hidden states, and computes no logits.
+
+    Raises:
+        OutOfMemory: The cache does not fit.
+    """
+
+    def __init__(self, model: LlamaModel, cells: int, settings: ContextSettings, reads_states: bool) -> None:
+        self._library = model.library
+        self._model = model  # which must live longer than this
+        forget_messages()
+        params = self._library.llama_context_default_params()
+        params.n_ctx = cells
+        params.n_batch = params.n_ubatch = min(PHYSICAL_BATCH, cells)
+        params.n_seq_max = SEQUENCES
+        params.n_outputs_max = min(OUTPUTS, cells)
+        params.n_threads = params.n_threads_batch = settings.threads
+        params.flash_attn_type = settings.flash_attention
+        params.type_k = params.type_v = settings.cache_type
+        params.kv_unified = True  # a cell can belong to several sequences
+        params.swa_full = True  # a prefix longer than the sliding window can be continued
+        self._states: list[np.ndarray] = []
+        if reads_states:
+            self._callback = EvalCallback(self._read_states)  # which must live as long as the context
+            params.cb_eval = self._callback
+        self._pointer = self._library.llama_init_from_model(model.pointer, params)
+        if not self._pointer:
+            raise OutOfMemory(last_message() or f"no cache of {cells} tokens")
+        self._memory = self._library.llama_get_memory(self._pointer)
+        self.cells: int = self._library.llama_n_ctx(self._pointer)
+
+    def __del__(self) -> None:
+        if getattr(self, "_pointer", None):
+            self._library.llama_free(self._pointer)
+
+    def copy(self, source: int, target: int) -> None:
+        """Let all cells of one sequence belong to another one too."""
+        self._library.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+
+    def remove(self, sequence: int, start: int = 0) -> bool:
+        """Take a sequence's cells from a position on; return False if this cache cannot do so from the middle."""
+        return self._library.llama_memory_seq_rm(self._memory, sequence, start or -1, -1)
+
+    def decode(
+        self, tokens: Sequence[int], places: Sequence[int], sequences: Sequence[int], wanted: Sequence[int]
+    ) -> np.ndarray:
+        """Compute tokens and store their keys and values.
+
+        Args:
+            tokens: Ids, at most `PHYSICAL_BATCH`.
+            places: The position of each in its sequence.
+            sequences: The sequence of each.
+            wanted: Ascending indices of tokens, at most `OUTPUTS`, whose results are returned.
+
+        Returns:
+            float32 [wanted, hidden size] if the context reads states, else logits [wanted, vocabulary], which the next
+            call overwrites.
+
+        Raises:
+            NoRoom: The cache is full.
+            OutOfMemory: A buffer does not fit.
+            RuntimeError: llama.cpp gives up.
+        """
+        count = len(tokens)
+        flags = np.zeros(count, dtype=np.int8)
+        flags[list(wanted)] = 1
+        own = np.asarray(sequences, dtype=np.int32)
+        arrays = [np.asarray(tokens, dtype=np.int32), np.asarray(places, dtype=np.int32), np.ones(count, dtype=np.int32)]
+        integers = ctypes.POINTER(ctypes.c_int32)
+        step = own.itemsize
+        first = own.ctypes.data
+        rows = (integers * count)(*(ctypes.cast(first + step * index, integers) for index in range(count)))
+        batch = Batch(
+            count,
+            arrays[0].ctypes.data_as(integers),
+            None,
+            arrays[1].ctypes.data_as(integers),
+            arrays[2].ctypes.data_as(integers),
+            rows,
+            flags.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+        )
+        forget_messages()
+        self._states = []
+        code = self._library.llama_decode(self._pointer, batch)
+        if code == _NO_ROOM:
+            raise NoRoom
+        message = last_message()
+        if code == _NO_MEMORY or any(words in message.lower() for words in _MEMORY_MESSAGES):
+            raise OutOfMemory(message or "llama.cpp found no memory for a batch")
+        if code != SUCCESS:
+            raise RuntimeError(f"llama.cpp failed to compute: {message or code}")
+        if hasattr(self, "_callback"):
+            return self._taken_states(len(wanted))
+        size = self._model.vocabulary_size
+        if not len(wanted):
+            return np.empty((0, size), dtype=np.float32)
+        # The logits of all wanted positions stand in one array, in their order.
+        found = self._library.llama_get_logits_ith(self._pointer, int(wanted[0]))
+        return np.ctypeslib.as_array(found, shape=(len(wanted), size))
+
+    def _taken_states(self, count: int) -> np.ndarray:
+        states = self._states or [np.empty(0, dtype=np.float32)]
+        self._states = []
+        found = np.concatenate(states).reshape(-1, self._model.hidden_size)
+        if len(found) != count:
+            raise RuntimeError(f"llama.cpp computed {len(found)} states in place of {count}")
+        return found
+
+    def _read_states(self, tensor: Any, ask: bool, _: Any) -> bool:
+        """Copy the last hidden states; what follows them, the projection to the vocabulary, is not computed."""
+        if self._library.ggml_get_name(tensor) != LAST_STATES:
+            return not ask
+        if not ask:
+            states = np.empty(self._library.ggml_nbytes(tensor) // 4, dtype=np.float32)
+            self._library.ggml_backend_tensor_get(tensor, states.ctypes.data, 0, states.nbytes)
+            self._states.append(states)
+        return ask
