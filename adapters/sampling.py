@@ -1,0 +1,50 @@
+"""Choose the next token from its logits: greedily, or by temperature and nucleus (top-p)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from adapters.base import Sampling
+
+
+def row_generators(sampling: Sampling, rows: int) -> list[np.random.Generator]:
+    """Return a random stream for each row of a batch, so that a row's tokens do not depend on when other rows end."""
+    return [np.random.default_rng([sampling.seed, row]) for row in range(rows)]
+
+
+def next_token(logits: np.ndarray, sampling: Sampling, generator: np.random.Generator) -> int:
+    """Return the id of the next token; of equally likely ones, the lowest ids come first.
+
+    Args:
+        logits: float32 [vocabulary], finite or -inf, with a finite maximum.
+        sampling: Temperature, 0 for the likeliest token; top_p.
+        generator: Draws one number for each token that is sampled.
+    """
+    if sampling.temperature <= 0:
+        return int(np.argmax(logits))
+    # The maximum goes before the division, so a very low temperature does not overflow.
+    weights = np.exp((logits - logits.max()) / np.float32(sampling.temperature), dtype=np.float64)
+    tokens = nucleus(weights, sampling.top_p) if sampling.top_p < 1 else None
+    sums = np.cumsum(weights if tokens is None else weights[tokens])
+    # A number just below 1 times the whole can be rounded up to the whole.
+    place = min(int(np.searchsorted(sums, generator.random() * sums[-1], side="right")), len(sums) - 1)
+    return place if tokens is None else int(tokens[place])
+
+
+def nucleus(weights: np.ndarray, top_p: float) -> np.ndarray:
+    """Return the ids of the fewest likeliest tokens that hold at least `top_p` of all weight, in ascending order.
+
+    Args:
+        weights: float64 [vocabulary], not negative, not all 0.
+        top_p: Below 1; the likeliest token is always in.
+    """
+    needed = top_p * weights.sum()
+    # Weights under this bound hold less than 1 - top_p together, so only the few others need to be sorted.
+    candidates = np.flatnonzero(weights >= (weights.sum() - needed) / len(weights))
+    ordered = np.sort(weights[candidates])[::-1]
+    size = min(int(np.searchsorted(np.cumsum(ordered), needed)) + 1, len(ordered))
+    kept = candidates[weights[candidates] >= ordered[size - 1]]
+    surplus = len(kept) - size  # tokens as light as the lightest of the nucleus
+    if surplus:
+        kept = np.delete(kept, np.flatnonzero(weights[kept] == ordered[size - 1])[-surplus:])
+    return kept
