@@ -70,9 +70,9 @@ class BackendInfo:
     """What was loaded and what computes. All sizes in bytes."""
 
     name: str  # as given to --backend, resolved: "torch-cpu", "mlx-q4"
-    execution: str  # "torch" or "mlx": the library that computes
+    execution: str  # "torch", "mlx" or "llama.cpp": the library that computes
     device: str  # "cpu", "mps", "cuda", "metal"
-    dtype: str  # of the computation: "float32", "bfloat16", "float16"
+    dtype: str  # of the computation: "float32", "bfloat16", "float16"; "int8": activations rounded to 8 bits
     weights: str  # how the weights are stored: "bfloat16", "4-bit, group size 64"
     weights_bytes: int  # size of the weights as stored, quantisation scales included
     parameters: int
@@ -232,6 +232,7 @@ class LoadRequest:
         dtype: "auto", "float32", "bfloat16" or "float16": the type of the computation.
         args: Values of --backend-arg, of the family's types.
         adapter: Directory of a LoRA adapter that is computed beside the quantised weights; None: there is none.
+        gguf: The GGUF file that the model is; None: it is a directory.
     """
 
     model_dir: Path
@@ -241,6 +242,7 @@ class LoadRequest:
     dtype: str
     args: Mapping[str, Any]
     adapter: Path | None = None
+    gguf: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -7,18 +7,23 @@ import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adapters.architecture import read_architecture
 from adapters.base import Backend, BackendInfo, BackendKind, Family, Finding, LoadRequest, UserError
-from adapters.gguf_file import Header, read_header
 from adapters.llama_library import FLASH_ATTENTION, INSTALL, installed_version, library_file, load_library
 from adapters.text import configured_ends, end_tokens, load_tokenizer
+
+if TYPE_CHECKING:
+    from adapters.gguf_file import Header
 
 # On two CPU cores throughput no longer grows beyond this; a GPU needs more to be busy (not measured here).
 BATCH_TOKENS = {"cpu": 1_024, "metal": 4_096, "cuda": 4_096}
 _CACHE_TYPES = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8}  # enum ggml_type
+# ggml rounds the activations to the type of the weights before a product; with quantised ones, to blocks of 8 bits.
+QUANTISED_DTYPE = "int8"
 # llama.cpp's name for a file of weights that are not quantised -> ours.
+_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 _WHOLE = {"ALL_F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -49,7 +54,7 @@ class GgufFamily(Family):
         return _load(kind, request)
 
     def dtypes(self, kind: BackendKind) -> tuple[str, ...]:
-        return ("float32",)
+        return (_DTYPES.get(kind.settings["kind"], QUANTISED_DTYPE),)
 
     def reference(self, kind: BackendKind, request: LoadRequest) -> Backend:
         from adapters.gguf_dequantised import load_dequantised
@@ -105,6 +110,8 @@ def _gguf_file(kind: BackendKind, request: LoadRequest) -> Path:
 
 def _is_whole(file: Path) -> bool:
     """Return whether a file's matrices are stored in 16 or 32 bits."""
+    from adapters.gguf_file import read_header
+
     return _stored_as(read_header(file)) in _WHOLE.values()
 
 
@@ -122,21 +129,24 @@ def _stored_as(header: Header) -> str:
 def _load(kind: BackendKind, request: LoadRequest) -> Backend:
     if problem := llama_problem():
         raise UserError(f"--backend {kind.name}: {problem}", INSTALL)
-    if request.dtype not in ("auto", "float32"):
-        raise UserError(
-            f"llama.cpp chooses the types of its computation itself, not {request.dtype}", "leave the dtype out"
-        )
     from adapters.ggml_product import VocabularyProduct
+    from adapters.gguf_file import read_header
     from adapters.gguf_backend import GgufBackend
     from adapters.llama_context import ContextSettings, LlamaModel
 
     args = dict(request.args)
     file = _gguf_file(kind, request)
     header = read_header(file)
+    stored = _stored_as(header)
+    dtype = stored if stored in _WHOLE.values() else QUANTISED_DTYPE
+    if request.dtype not in ("auto", dtype):
+        raise UserError(
+            f"llama.cpp computes {stored} weights in {dtype}, not in {request.dtype}", "leave out --dtype"
+        )
     settings = ContextSettings(
         threads=args.get("threads", _threads()),
         flash_attention=_choice("flash_attention", args.get("flash_attention", "auto"), FLASH_ATTENTION),
-        cache_type=_choice("cache_type", args.get("cache_type", "f16"), _CACHE_TYPES),
+        cache_type=_choice("cache_type", args.get("cache_type", "f32" if dtype == "float32" else "f16"), _CACHE_TYPES),
     )
     model = LlamaModel(file, args.get("gpu_layers", -1))
     context = args.get("context", model.context_length)
@@ -153,8 +163,8 @@ def _load(kind: BackendKind, request: LoadRequest) -> Backend:
         name=kind.name,
         execution="llama.cpp",
         device=device,
-        dtype="float32",
-        weights=_stored_as(header),
+        dtype=dtype,
+        weights=stored,
         weights_bytes=model.bytes,
         parameters=model.parameters,
         context_length=context,

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from adapters.base import Backend, BackendKind, CachedDirectory, Family, LoadRequest, UserError
+from adapters.gguf_family import GgufFamily
 from adapters.mlx_family import MlxFamily
 from adapters.torch_family import TorchFamily
 
-FAMILIES: tuple[Family, ...] = (TorchFamily(), MlxFamily())
+FAMILIES: tuple[Family, ...] = (TorchFamily(), MlxFamily(), GgufFamily())
 BACKENDS: dict[str, BackendKind] = {kind.name: kind for family in FAMILIES for kind in family.kinds()}
 EXECUTIONS = ("auto", *dict.fromkeys(name for family in reversed(FAMILIES) for name in family.executions))
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -63,6 +64,7 @@ def load_backend(
     dtype: str = "auto",
     args: dict[str, Any] | None = None,
     adapter: Path | None = None,
+    gguf: Path | None = None,
 ) -> Backend:
     """Load a model for a backend.
 
@@ -75,10 +77,11 @@ def load_backend(
         dtype: One of `DTYPES`.
         args: From `parse_backend_args`.
         adapter: Of a model that was trained for this backend's weights; stays beside them.
+        gguf: The GGUF file that the model is.
 
     Raises:
         UserError: The backend or the model cannot be used on this machine.
     """
     kind = BACKENDS[name]
-    request = LoadRequest(model_dir, fingerprint, cached, pick_execution(kind, execution), dtype, args or {}, adapter)
+    request = LoadRequest(model_dir, fingerprint, cached, pick_execution(kind, execution), dtype, args or {}, adapter, gguf)
     return kind.family.load(kind, request)

@@ -78,6 +78,17 @@ def end_tokens(tokenizer: Any, configured: int | list[int] | None) -> frozenset[
     return frozenset(token for token in found if token is not None)
 
 
+def configured_ends(model_dir: Path) -> int | list[int] | None:
+    """Return the end tokens of a directory's generation_config.json, else of its config.json."""
+    for name in ("generation_config.json", "config.json"):
+        file = model_dir / name
+        if file.is_file():
+            ends = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+            if ends is not None:
+                return ends
+    return None
+
+
 def tokenizer_files(model_dir: Path) -> list[Path]:
     """Return the files that a model's tokenizer is read from: tokenizer.json, else those of older kinds.
 

@@ -14,8 +14,8 @@ from harness.scoring.scorer import NotFinite, Scorer
 # Short, since this is a part of every start.
 CONTEXT = "Река замёрзла.\nБыло тепло?\nОтвет:"
 CHOICES = (" нет, холодно", " да, тепло")
-# Largest difference of a token's log-probability, in nats. In 16-bit types it depends on the shape of the batch.
-TOLERANCES = {"float32": 1e-3, "bfloat16": 0.5, "float16": 0.5}
+# Largest difference of a token's log-probability, in nats. In types of fewer bits it depends on the shape of the batch.
+TOLERANCES = {"float32": 1e-3, "bfloat16": 0.5, "float16": 0.5, "int8": 0.5}
 # A budget for which the shared context pays for a prefix of its own, so that the check covers prefixes.
 _BATCH_TOKENS = 16
 
