@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from harness.errors import UserError
+from adapters.base import UserError
 
 _MAGIC = b"GGUF"
 _POINTER = b"version https://git-lfs"
