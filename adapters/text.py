@@ -10,6 +10,10 @@ from typing import Any
 
 from adapters.base import UserError, library_errors
 
+# How the tokenizers of Qwen and Llama 3 cut a text before they join bytes; %s: of digits.
+CUTTING_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 END_OF_TURN = "<end_of_turn>"  # ends an answer of instruction-tuned Gemma
 # What holds a tokenizer: its own format, SentencePiece's, byte-level BPE's.
 _TOKENIZER_KINDS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from adapters.base import UserError
 
 INDEX = "model.safetensors.index.json"
@@ -17,6 +19,7 @@ TEXT_PREFIXES = {
     "language_model.lm_head.": "lm_head.",
     "lm_head.": "lm_head.",
 }
+_FLOATS: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 # Pickles run code when they are loaded.
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -127,19 +130,60 @@ def tensor_headers(model_dir: Path) -> dict[str, Any]:
     Raises:
         UserError: As `weight_files`, or a file is damaged.
     """
-    tensors: dict[str, Any] = {}
+    return {name: entry for file in weight_files(model_dir) for name, entry in _file_headers(file)[0].items()}
+
+
+def _file_headers(file: Path) -> tuple[dict[str, Any], int]:
+    """Return the headers of a file's tensors, and where in it their data start.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if length > file.stat().st_size:
+                raise ValueError("the header is longer than the file")
+            found = json.loads(stream.read(length))
+            found.pop("__metadata__", None)
+        ends = max((entry["data_offsets"][1] for entry in found.values()), default=0)
+        if 8 + length + ends != file.stat().st_size:
+            raise ValueError("its size differs from what its header says")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} is damaged or incomplete: {error}", "copy the model again") from error
+    return found, 8 + length
+
+
+def stored_tensors(model_dir: Path) -> dict[str, np.ndarray]:
+    """Map the text decoder's tensors into memory, by their names in the text model alone.
+
+    Returns:
+        Name -> array in the type that is stored: float32, float16, or for bfloat16 its bits as uint16.
+
+    Raises:
+        UserError: As `tensor_headers`, or a tensor is of another type.
+    """
+    names = set(text_headers(model_dir))
+    found = {}
     for file in weight_files(model_dir):
-        try:
-            with file.open("rb") as stream:
-                length = int.from_bytes(stream.read(8), "little")
-                if length > file.stat().st_size:
-                    raise ValueError("the header is longer than the file")
-                found = json.loads(stream.read(length))
-                found.pop("__metadata__", None)
-            ends = max((entry["data_offsets"][1] for entry in found.values()), default=0)
-            if 8 + length + ends != file.stat().st_size:
-                raise ValueError("its size differs from what its header says")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{file} is damaged or incomplete: {error}", "copy the model again") from error
-        tensors |= found
-    return tensors
+        headers, start = _file_headers(file)
+        content = np.memmap(file, mode="r", dtype=np.uint8)
+        for name in names & headers.keys():
+            dtype, (first, last) = headers[name]["dtype"], headers[name]["data_offsets"]
+            if dtype not in _FLOATS:
+                raise UserError(f"{file} stores {name} as {dtype}", "name a model whose weights are not quantised")
+            values = content[start + first : start + last].view(_FLOATS[dtype]).reshape(headers[name]["shape"])
+            found[_text_name(name)] = values
+    return found
+
+
+def as_float32(stored: np.ndarray) -> np.ndarray:
+    """Return an array of `stored_tensors` in float32."""
+    if stored.dtype == np.uint16:
+        return (stored.astype(np.uint32) << 16).view(np.float32)
+    return stored.astype(np.float32)
+
+
+def _text_name(name: str) -> str:
+    prefix = next((prefix for prefix in TEXT_PREFIXES if name.startswith(prefix)), "")
+    return TEXT_PREFIXES.get(prefix, "") + name.removeprefix(prefix)

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from harness.errors import UserError
 from adapters.gguf_file import Header, gemma_query_scalar, read_header, read_tensor
+from harness.errors import UserError
 
 ARCHITECTURE = "gemma3"
 _NO_LANGUAGE_MODELS = ("clip", "mmproj")

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from adapters.base import library_errors
-from harness.errors import UserError
+from adapters.gguf_facts import CUTS, FREQUENCIES, IGNORE_MERGES, SINGLE_DIGITS, llama3_factors
 from adapters.gguf_file import Header, gemma_query_scalar, read_tensor
+from harness.errors import UserError
 from harness.quiet import quiet_libraries
-from harness.scoring.encoding import CUTTING_PATTERN
 
 # Settings that transformers' reader does not take for every architecture -> field of the configuration.
 _FIELDS = {
@@ -37,19 +37,9 @@ _NEUTRAL = (
     "tensor_data_layout",
     "vocab_size",
 )
-# How a byte-level tokenizer cuts a text before it joins bytes, by llama.cpp's name for it (src/llama-vocab.cpp): the
-# regular expression, None for GPT-2's own; transformers' reader takes GPT-2's for all but Qwen.
-_CUTS = {
-    **dict.fromkeys(("gpt-2", "mpt", "olmo", "jais"), None),
-    **dict.fromkeys(("llama-bpe", "llama-v3", "llama3", "falcon3"), CUTTING_PATTERN % r"\p{N}{1,3}"),
-    **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), CUTTING_PATTERN % r"\p{N}"),
-}
-_SINGLE_DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell")  # each alone, then GPT-2's expression
-_LLAMA3_CUTS = ("llama-bpe", "llama-v3", "llama3")
 # Llama 3's scaling of positions, which GGUF stores as a factor for each frequency (rope_freqs.weight).
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 _OTHER = "name a transformers or MLX directory of the model"
-_FREQUENCIES = "rope_freqs.weight"
 
 
 def convert_with_transformers(file: Path, header: Header, target: Path) -> None:
@@ -84,7 +74,7 @@ def convert_with_transformers(file: Path, header: Header, target: Path) -> None:
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise UserError(f"{file} lacks {len(missing)} weights, {missing[0]} among them", "copy the file again")
-    read = {_FREQUENCIES, *_tensors_read(model, str(architecture))}
+    read = {FREQUENCIES, *_tensors_read(model, str(architecture))}
     # Experts go by other names; one that were left out would be missed in the model.
     if unread := sorted(name for name in header.tensors if name not in read and "_exps" not in name):
         raise UserError(f"{file} has tensors that transformers would leave out, {unread[0]} among them", _OTHER)
@@ -136,16 +126,16 @@ def _mend_tokenizer(file: Path, header: Header, tokenizer: Any) -> None:
     kind, cut = (header.values.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
     backend = tokenizer.backend_tokenizer
     if kind == "gpt2":
-        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=_CUTS.get(str(cut)) is None)
-        if cut in _SINGLE_DIGITS:
+        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=CUTS.get(str(cut)) is None)
+        if cut in SINGLE_DIGITS:
             before: list[Any] = [pre_tokenizers.Digits(individual_digits=True)]
-        elif cut not in _CUTS:
+        elif cut not in CUTS:
             raise UserError(f"{file} cuts texts in a way that is not known here: tokenizer.ggml.pre = {cut}", _OTHER)
         else:
-            before = [pre_tokenizers.Split(Regex(str(_CUTS[cut])), "isolated")] if _CUTS[cut] else []
+            before = [pre_tokenizers.Split(Regex(str(CUTS[cut])), "isolated")] if CUTS[cut] else []
         backend.pre_tokenizer = pre_tokenizers.Sequence([*before, byte_level])
-        backend.model.ignore_merges = cut in _LLAMA3_CUTS
-    adds_bos = header.values.get("tokenizer.ggml.add_bos_token", kind == "llama" or cut in _LLAMA3_CUTS)
+        backend.model.ignore_merges = cut in IGNORE_MERGES
+    adds_bos = header.values.get("tokenizer.ggml.add_bos_token", kind == "llama" or cut in IGNORE_MERGES)
     bos = f"{tokenizer.bos_token} " if adds_bos and tokenizer.bos_token else ""
     special = [(tokenizer.bos_token, tokenizer.bos_token_id)] if bos else []
     backend.post_processor = TemplateProcessing(single=f"{bos}$A", special_tokens=special)
@@ -192,7 +182,7 @@ def _scale_positions(file: Path, header: Header, scaling: dict[str, Any], config
         _set_rope(config, rope_type="linear", factor=float(scaling["rope.scaling.factor"]))
     elif kind != "none":
         raise UserError(f"{file} scales its positions by {kind}, which is not supported", _OTHER)
-    if _FREQUENCIES in header.tensors:
+    if FREQUENCIES in header.tensors:
         _set_rope(config, rope_type="llama3", **_LLAMA3, factor=_llama3_factor(file, header, config))
 
 
@@ -206,19 +196,9 @@ def _llama3_factor(file: Path, header: Header, config: Any) -> float:
     Raises:
         UserError: They follow from none.
     """
-    stored = read_tensor(file, header, _FREQUENCIES)
+    stored = read_tensor(file, header, FREQUENCIES)
     factor = float(stored.max())
-    size = _rotated(config)
-    theta = config.rope_parameters["rope_theta"]
-    wavelengths = 2 * math.pi * theta ** (np.arange(0, size, 2) / size)
-    low, high = _LLAMA3["low_freq_factor"], _LLAMA3["high_freq_factor"]
-    length = _LLAMA3["original_max_position_embeddings"]
-    smooth = (length / wavelengths - low) / (high - low)
-    expected = np.where(
-        wavelengths > length / low,
-        factor,
-        np.where(wavelengths < length / high, 1.0, 1 / ((1 - smooth) / factor + smooth)),
-    )
+    expected = llama3_factors(_rotated(config), config.rope_parameters["rope_theta"], factor, *_LLAMA3.values())
     if not np.allclose(stored, expected, rtol=1e-4):
-        raise UserError(f"{file} scales its positions by {_FREQUENCIES} in a way that is not known", _OTHER)
+        raise UserError(f"{file} scales its positions by {FREQUENCIES} in a way that is not known", _OTHER)
     return factor

@@ -17,6 +17,7 @@ from typing import Any
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
+from adapters.text import CUTTING_PATTERN
 from harness.errors import UserError
 
 # Without a pre-tokenizer: spaces inside a line may belong to a token that spans them, so only runs of line breaks are
@@ -28,10 +29,6 @@ _AFTER_BREAKS = re.compile(r"[^\r\n]*[\r\n](?:\s*[\r\n])?|[^\r\n]+")
 # GPT-2's: white space before a word is cut before its last character, so only a line break alone, between two
 # characters that are no white space, is a piece whatever surrounds it.
 _SINGLE_BREAKS = re.compile(r".+?(?<=\S\n)(?=\S)|.+", re.DOTALL)
-# How these two cut a text; %s: of digits.
-CUTTING_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 # Regular expression of a pre-tokenizer -> what matches the parts of a text between its borders.
 _PATTERNS = {CUTTING_PATTERN % digits: _AFTER_BREAKS for digits in (r"\p{N}", r"\p{N}{1,3}")}
 

@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3ForCausalLM, GgufConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from adapters.gguf_file import gemma_query_scalar, read_header, read_tensor
 from adapters.text import load_tokenizer
 from adapters.torch_backend import load_torch
 from harness.errors import UserError
 from harness.models.gguf import _configuration, convert_gguf
-from adapters.gguf_file import gemma_query_scalar, read_header, read_tensor
 from harness.models.resolve import find_model, provide
 from tests.tiny_gemma import make_tiny_gemma, make_tiny_tokenizer
 from tests.tiny_models import WINDOW, make_tiny_model
