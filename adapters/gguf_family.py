@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # On two CPU cores throughput no longer grows beyond this; a GPU needs more to be busy (not measured here).
 BATCH_TOKENS = {"cpu": 1_024, "metal": 4_096, "cuda": 4_096}
+# Those of `gguf_types.KINDS` that people use most.
+_KINDS = ("f32", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "q3_k_m", "q2_k")
 _CACHE_TYPES = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8}  # enum ggml_type
 # ggml rounds the activations to the type of the weights before a product; with quantised ones, to blocks of 8 bits.
 QUANTISED_DTYPE = "int8"
@@ -41,10 +43,8 @@ class GgufFamily(Family):
     }
 
     def kinds(self) -> tuple[BackendKind, ...]:
-        from adapters.gguf_types import KINDS
-
         own = BackendKind("gguf", self, "llama.cpp, a .gguf file as it stands", {"kind": None})
-        made = [BackendKind(f"gguf-{kind}", self, f"llama.cpp, {kind} weights", {"kind": kind}) for kind in KINDS]
+        made = [BackendKind(f"gguf-{kind}", self, f"llama.cpp, {kind} weights", {"kind": kind}) for kind in _KINDS]
         return (own, *made)
 
     def problem(self, kind: BackendKind) -> str:

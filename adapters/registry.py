@@ -15,6 +15,8 @@ from adapters.torch_family import TorchFamily
 
 FAMILIES: tuple[Family, ...] = (TorchFamily(), MlxFamily(), GgufFamily())
 BACKENDS: dict[str, BackendKind] = {kind.name: kind for family in FAMILIES for kind in family.kinds()}
+# The backend that needs no weights besides a .gguf file's own.
+AS_IT_STANDS = "gguf"
 EXECUTIONS = ("auto", *dict.fromkeys(name for family in reversed(FAMILIES) for name in family.executions))
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 

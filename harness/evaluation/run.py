@@ -7,6 +7,7 @@ import logging
 import time
 from pathlib import Path
 
+from adapters.registry import AS_IT_STANDS
 from harness import progress
 from harness.data import Split, cached_split
 from harness.data.sampling import fewshot_pool
@@ -78,9 +79,10 @@ def run(options: RunOptions) -> tuple[RunRecord, Path]:
     if reference.checkpoint:
         for warning in checkpoint_warnings(reference.checkpoint, chosen, options.num_fewshot or 0):
             log.warning("%s", warning)
-    local = provide(reference) if processes.is_first else None
+    weights = options.backend != AS_IT_STANDS
+    local = provide(reference, weights) if processes.is_first else None
     processes.barrier()  # fetched or converted once, by the first process
-    local = local or provide(reference)
+    local = local or provide(reference, weights)
     options = with_backend(options, local)
     directory = Path(named or processes.broadcast(lambda: str(new_directory(local, options.backend))))
     settings = run_settings(options, local, chosen, splits, foreign)

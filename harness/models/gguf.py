@@ -47,25 +47,63 @@ def convert_gguf(file: Path, target: Path) -> None:
     Raises:
         UserError: A damaged file, or a model that cannot be computed as it is meant.
     """
-    header = read_header(file)
-    architecture = header.values.get("general.architecture")
-    if architecture in _NO_LANGUAGE_MODELS:
-        raise UserError(f"{file} holds the vision part of a model, which writes no text", "name the model's other file")
-    if "tokenizer.ggml.tokens" not in header.values:
-        raise UserError(f"{file} holds no tokenizer", "name another file")
-    if architecture != ARCHITECTURE:
+    header = _model_header(file)
+    if _count(header) > 1:
+        raise UserError(
+            f"{file} is one of {_count(header)} parts of a model, which only llama.cpp reads",
+            "use --backend gguf, or join the parts with `llama-gguf-split --merge`",
+        )
+    if header.values["general.architecture"] == ARCHITECTURE:
+        _convert_gemma3(file, header, target)
+    else:
         from harness.models.gguf_library import convert_with_transformers
 
         convert_with_transformers(file, header, target)
+    _write_licence(header, target)
+
+
+def describe_gguf(file: Path, target: Path) -> None:
+    """Write the file's configuration and tokenizer, for a backend that reads the weights from the file itself.
+
+    Raises:
+        UserError: As `convert_gguf`, or the file is not the first part of a model.
+    """
+    header = _model_header(file)
+    if header.values.get("split.no", 0):
+        raise UserError(f"{file} is a later part of a model", "name its first part, …-00001-of-…")
+    if header.values["general.architecture"] == ARCHITECTURE:
+        _configuration(file, header).save_pretrained(target)
+        _save_gemma_tokenizer(file, target)
     else:
-        _convert_gemma3(file, header, target)
+        from harness.models.gguf_library import describe_with_transformers
+
+        describe_with_transformers(file, header, target)
+    _write_licence(header, target)
+
+
+def _model_header(file: Path) -> Header:
+    header = read_header(file)
+    if header.values.get("general.architecture") in _NO_LANGUAGE_MODELS:
+        raise UserError(f"{file} holds the vision part of a model, which writes no text", "name the model's other file")
+    if "tokenizer.ggml.tokens" not in header.values and not header.values.get("split.no", 0):
+        raise UserError(f"{file} holds no tokenizer", "name another file")
+    header.values.setdefault("general.architecture", "")
+    return header
+
+
+def _count(header: Header) -> int:
+    """Return of how many files the model consists."""
+    return header.values.get("split.count", 1)
+
+
+def _write_licence(header: Header, target: Path) -> None:
     if licence := header.values.get("general.license"):
         (target / "README.md").write_text(f"---\nlicense: {licence}\n---\n", encoding="utf-8")
 
 
 def _convert_gemma3(file: Path, header: Header, target: Path) -> None:
     import torch
-    from transformers import Gemma3ForCausalLM, GemmaTokenizer
+    from transformers import Gemma3ForCausalLM
 
     from harness.quiet import quiet_libraries
 
@@ -82,6 +120,15 @@ def _convert_gemma3(file: Path, header: Header, target: Path) -> None:
         if missing := sorted(report["missing_keys"]):
             raise UserError(f"{file} lacks {len(missing)} weights, {missing[0]} among them", "copy the file again")
         model.save_pretrained(target)
+    _save_gemma_tokenizer(file, target)
+
+
+def _save_gemma_tokenizer(file: Path, target: Path) -> None:
+    from transformers import GemmaTokenizer
+
+    from harness.quiet import quiet_libraries
+
+    with quiet_libraries():
         GemmaTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(target)
 
 

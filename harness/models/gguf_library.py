@@ -55,12 +55,11 @@ def convert_with_transformers(file: Path, header: Header, target: Path) -> None:
             compute without.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoModelForCausalLM, GgufConfig
 
     architecture = header.values.get("general.architecture")
-    where = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
-    with library_errors(f"transformers cannot read the {architecture} model in {file}", _OTHER):
-        config: Any = AutoConfig.from_pretrained(**where)
+    where = _where(file)
+    config = _config(file, header)
     _take_over(file, header, str(architecture), config)
     with quiet_libraries(), library_errors(f"transformers cannot read the {architecture} model in {file}", _OTHER):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -70,7 +69,6 @@ def convert_with_transformers(file: Path, header: Header, target: Path) -> None:
             quantization_config=GgufConfig(dequantize=True),
             output_loading_info=True,
         )
-        tokenizer = AutoTokenizer.from_pretrained(**where)
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise UserError(f"{file} lacks {len(missing)} weights, {missing[0]} among them", "copy the file again")
@@ -79,6 +77,36 @@ def convert_with_transformers(file: Path, header: Header, target: Path) -> None:
     if unread := sorted(name for name in header.tensors if name not in read and "_exps" not in name):
         raise UserError(f"{file} has tensors that transformers would leave out, {unread[0]} among them", _OTHER)
     model.save_pretrained(target)
+    _save_tokenizer(file, header, target)
+
+
+def describe_with_transformers(file: Path, header: Header, target: Path) -> None:
+    """Write the file's configuration and tokenizer.
+
+    Raises:
+        UserError: transformers does not read this architecture from GGUF.
+    """
+    _config(file, header).save_pretrained(target)
+    _save_tokenizer(file, header, target)
+
+
+def _where(file: Path) -> dict[str, Any]:
+    return {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
+
+
+def _config(file: Path, header: Header) -> Any:
+    from transformers import AutoConfig
+
+    with library_errors(f"transformers cannot read the {header.values['general.architecture']} model in {file}", _OTHER):
+        return AutoConfig.from_pretrained(**_where(file))
+
+
+def _save_tokenizer(file: Path, header: Header, target: Path) -> None:
+    from transformers import AutoTokenizer
+
+    architecture = header.values["general.architecture"]
+    with quiet_libraries(), library_errors(f"transformers cannot read the tokenizer of {architecture} in {file}", _OTHER):
+        tokenizer = AutoTokenizer.from_pretrained(**_where(file))
     _mend_tokenizer(file, header, tokenizer)
     tokenizer.save_pretrained(target)
 

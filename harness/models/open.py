@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from adapters.base import Backend
 from adapters.mlx_weights import GROUP_SIZE, MODE, quantization_of, read_config
-from adapters.registry import BACKENDS, load_backend, parse_backend_args
+from adapters.registry import AS_IT_STANDS, BACKENDS, load_backend, parse_backend_args
 from harness.files import cached_directory
 from harness.models.chat import Template, chat_template
 from harness.models.check import check_backend
@@ -107,7 +107,7 @@ def open_model(options: ModelOptions, local: LocalModel | None = None) -> OpenMo
     """
     check_model_options(options)
     if local is None:
-        local = provide(find_model(options.model))
+        local = provide(find_model(options.model), weights=options.backend != AS_IT_STANDS)
     options = with_backend(options, local)
     checkpoint = read_checkpoint(local.checkpoint) if local.checkpoint else None
     heads = read_heads(local.checkpoint) if local.checkpoint else None
@@ -125,6 +125,7 @@ def open_model(options: ModelOptions, local: LocalModel | None = None) -> OpenMo
             dtype=options.dtype,
             args=args,
             adapter=apart.adapter if apart else None,
+            gguf=local.gguf,
         )
     template = chat_template(backend.tokenizer, options.apply_chat_template)
     encoder = TextEncoder(backend.tokenizer, backend.info.vocabulary_size)

