@@ -27,6 +27,16 @@ PACKED_ATTENTION = "rsg_packed"
 QUERY_SLICE = 256
 
 
+def share_keys(key: torch.Tensor, before: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """Let `grouped_attention` put keys and values that all rows share before a layer's own ones, without repeating them.
+
+    Args:
+        key: [batch, key-value heads, tokens, head size], as the layer's cache returns it; its values belong to it.
+        before: The shared ones, [1, key-value heads, keys, head size].
+    """
+    key.before = before  # type: ignore[attr-defined]  # transformers hands the same tensor on to the attention
+
+
 def grouped_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -44,7 +54,7 @@ def grouped_attention(
     Args:
         query: [batch, query heads, tokens, head size].
         key, value: [batch, key-value heads, keys, head size], where the size of values may differ; the last `tokens`
-            keys belong to the queries.
+            keys belong to the queries. `share_keys` may have put others before them.
         attention_mask: bool [batch or 1, 1, tokens, keys], True where a token may look; None: causal, no earlier keys.
         scaling: Of the dot products.
         sliding_window: A token sees this many keys, itself included; None: all.
@@ -55,7 +65,9 @@ def grouped_attention(
         [batch, tokens, query heads, head size], and None for the weights.
     """
     batch, heads, tokens, size = query.shape
-    groups, keys = key.shape[1], key.shape[2]
+    before = getattr(key, "before", None)
+    shared = before[0].shape[2] if before else 0
+    keys = shared + key.shape[2]
     earlier = keys - tokens
     if attention_mask is None:
         attention_mask = torch.ones(tokens, keys, dtype=torch.bool, device=query.device).tril(earlier)[None, None]
@@ -66,22 +78,58 @@ def grouped_attention(
     for start in range(0, tokens, QUERY_SLICE):
         end = min(start + QUERY_SLICE, tokens)
         first = max(0, earlier + start + 1 - sliding_window) if sliding_window else 0
-        seen = slice(first, earlier + end)
-        folded = query[:, :, start:end].reshape(batch * groups, -1, size)
-        scores = torch.bmm(folded, key[:, :, seen].reshape(batch * groups, -1, size).transpose(1, 2)).float()
-        scores = scores.view(batch, heads, end - start, -1).mul_(scale)
+        last = earlier + end
+        part = query[:, :, start:end]
+        # The keys that the slice sees: some that all rows share, and each row's own.
+        pieces = [(key, value, slice(max(0, first - shared), last - shared))]
+        if before and first < shared:
+            pieces.insert(0, (*before, slice(first, shared)))
+        scores = torch.empty(batch, heads, end - start, last - first, device=query.device)
+        place = 0
+        for some_keys, _, seen in pieces:
+            width = seen.stop - seen.start
+            scores[..., place : place + width] = _products(part, some_keys[:, :, seen].transpose(2, 3))
+            place += width
+        scores.mul_(scale)
         if softcap is not None:
             scores = torch.tanh(scores / softcap) * softcap
-        scores = scores.add_(blocked[:, :, start:end, seen])
+        scores = scores.add_(blocked[:, :, start:end, first:last])
         if s_aux is not None:
             sinks = s_aux.float().view(1, heads, 1, 1).expand(batch, -1, end - start, 1)
             weights = torch.softmax(torch.cat([scores, sinks], dim=-1), dim=-1)[..., :-1]
         else:
             weights = torch.softmax(scores, dim=-1)
-        weights = weights.to(query.dtype).reshape(batch * groups, folded.shape[1], -1)
-        mixed = torch.bmm(weights, value[:, :, seen].reshape(batch * groups, -1, value.shape[-1]))
-        parts.append(mixed.view(batch, heads, end - start, -1))
+        weights = weights.to(query.dtype)
+        place = 0
+        mixed: torch.Tensor | None = None
+        for _, some_values, seen in pieces:
+            width = seen.stop - seen.start
+            more = _products(weights[..., place : place + width], some_values[:, :, seen])
+            mixed = more if mixed is None else mixed + more
+            place += width
+        assert mixed is not None
+        parts.append(mixed)
     return torch.cat(parts, dim=2).transpose(1, 2), None
+
+
+def _products(rows: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
+    """Multiply the rows of each query head by the matrix of its key-value head.
+
+    Args:
+        rows: [batch, query heads, tokens, n].
+        matrices: [batch or 1, key-value heads, n, m]; with 1, the rows of the whole batch go into one product.
+
+    Returns:
+        [batch, query heads, tokens, m].
+    """
+    batch, heads, tokens, n = rows.shape
+    count, groups, _, m = matrices.shape
+    if count == batch:
+        found = torch.bmm(rows.reshape(batch * groups, -1, n), matrices.reshape(batch * groups, n, m))
+        return found.view(batch, heads, tokens, m)
+    by_group = rows.reshape(batch, groups, -1, n).transpose(0, 1).reshape(groups, -1, n)
+    found = torch.bmm(by_group, matrices[0])
+    return found.view(groups, batch, -1, m).transpose(0, 1).reshape(batch, heads, tokens, m)
 
 
 def packed_attention(

@@ -23,7 +23,7 @@ from adapters.architecture import Architecture, Logits, model_class, read_archit
 from adapters.base import Backend, BackendInfo, OutOfMemory, Prefix, Sampling, UserError, library_errors
 from adapters.mlx_weights import stored_bytes
 from adapters.text import GrowingAnswer, end_tokens, growing_answers, load_tokenizer
-from adapters.torch_attention import CPU_ATTENTION, library_attention
+from adapters.torch_attention import CPU_ATTENTION, library_attention, share_keys
 from adapters.weight_files import TEXT_PREFIXES, check_tied_head, text_headers, weight_files
 
 # Rows of the vocabulary matrix that are cast to float32 at a time: 16,384 rows of a 1,152-wide model are 75 MB.
@@ -46,17 +46,22 @@ class TorchPrefix(Prefix):
         self._cache = cache
         self.length = length
 
-    def repeated(self, rows: int, keep: bool) -> DynamicCache:
+    def repeated(self, rows: int, keep: bool, apart: bool) -> DynamicCache:
         """Return a cache for `rows` rows after this prefix. It shares the memory: updates concatenate into new tensors.
 
         Args:
             rows: The batch size.
             keep: Whether the cache will be read again. If not, it forgets what is appended; otherwise a batch would
                 hold the repeated prefix of all layers at once.
+            apart: Whether the attention takes the prefix's keys and values apart from those of the rows.
         """
         branch = copy.copy(self._cache)
         layers: list[Any] = [copy.copy(layer) for layer in self._cache.layers]
         branch.layers = layers
+        if apart and not keep and all(layer.keys is not None for layer in layers):
+            for layer in layers:
+                layer.update = _apart(layer)
+            return branch
         for layer in layers:
             if layer.keys is None:  # it reads another layer's (Gemma 3n)
                 continue
@@ -74,6 +79,17 @@ def _new_cache(model: Any) -> DynamicCache:
 def shares_prefixes(model: Any) -> bool:
     """Return whether several continuations can follow one prefix's cache; not so where layers are recurrent."""
     return all(type(layer) in _BRANCHING for layer in _new_cache(model).layers)
+
+
+def _apart(layer: Any) -> Callable[..., Any]:
+    """Return an `update` that hands new keys and values on with the layer's own, once for all rows, beside them."""
+    before = (layer.keys, layer.values)
+
+    def update(keys: torch.Tensor, values: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        share_keys(keys, before)
+        return keys, values
+
+    return update
 
 
 def _forgetting(layer: Any) -> Callable[..., Any]:
@@ -116,7 +132,7 @@ class TorchBackend(Backend):
         ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=self.model.device)
         cache: DynamicCache | None = None
         if prefix is not None:
-            cache = prefix.repeated(len(rows), keep)
+            cache = prefix.repeated(len(rows), keep, self.model.config._attn_implementation == CPU_ATTENTION)
         elif keep:
             cache = _new_cache(self.model)
         try:
