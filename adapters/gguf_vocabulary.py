@@ -97,7 +97,7 @@ def _type(number: int, pieces: Mapping[int, str], added: Mapping[int, Any]) -> i
 
 
 def _is_control(token: Mapping[str, Any]) -> bool:
-    """Return whether a token is no text; some models do not mark theirs as special, which llama.cpp's converter mends."""
+    """Return whether a token is no text. Some models do not mark theirs as special, so its form counts as well."""
     text = token["content"]
     marked = (("<|", "|>"), ("<｜", "｜>"), ("<unused", ">"))
     return bool(token["special"]) or any(text.startswith(start) and text.endswith(end) for start, end in marked)

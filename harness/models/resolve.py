@@ -27,7 +27,15 @@ from adapters.text import tokenizer_files
 from adapters.weight_files import weight_files
 from harness.errors import UserError
 from harness.files import cache_dir, cached_directory, file_hash, remembered_hash
-from harness.models.checkpoint import DESCRIPTION, Checkpoint, fuse, is_checkpoint, read_checkpoint
+from harness.models.checkpoint import (
+    DESCRIPTION,
+    Checkpoint,
+    fuse,
+    gguf_file,
+    heads_directory,
+    is_checkpoint,
+    read_checkpoint,
+)
 from harness.models.lora import adapter_base, adapter_fingerprint, fuse_adapter, is_adapter
 from harness.models.rounded import write_rounded
 from harness.processes import run_in_subprocess
@@ -93,6 +101,7 @@ class LocalModel:
         fingerprint: SHA-256 over the configuration and the weights.
         checkpoint: Directory of the multitask checkpoint whose heads answer; None for a plain language model.
         apart: How the model runs on the backend whose weights it was trained for; None: as on any other.
+        gguf: The GGUF file that `path` was converted from; None for a model that came otherwise.
     """
 
     name: str
@@ -101,6 +110,7 @@ class LocalModel:
     fingerprint: str
     checkpoint: Path | None = None
     apart: Apart | None = None
+    gguf: Path | None = None
 
 
 def find_model(name: str | None) -> ModelReference:
@@ -115,6 +125,8 @@ def find_model(name: str | None) -> ModelReference:
     if name is None:
         name = _default_model()
     directory = _best_checkpoint() if name == "best" else Path(name).expanduser()
+    if _is_gguf(directory):
+        directory = heads_directory(directory)
     if name == "embedded" or not is_checkpoint(directory):
         return ModelReference(name)
     return ModelReference(name, directory, read_checkpoint(directory))
@@ -163,10 +175,10 @@ def provide(reference: ModelReference) -> LocalModel:
     if name == "embedded":
         return _embedded()
     path = Path(name).expanduser()
-    if path.suffix.lower() == ".gguf":
+    if _is_gguf(path):
         if not path.is_file():
             raise UserError(f"no file {name}", "name an existing .gguf file")
-        return _from_gguf(path, path.stem, f"{path.name} sha256:{file_hash(path)[:12]}")
+        return _from_file(path, path.stem)
     if path.is_dir():
         return _from_directory(path, path.resolve().name, str(path))
     if _HUB_NAME.fullmatch(name) and not name.startswith(("./", "../")):
@@ -182,8 +194,9 @@ def provide(reference: ModelReference) -> LocalModel:
 def _from_checkpoint(directory: Path, checkpoint: Checkpoint) -> LocalModel:
     """Fuse the checkpoint's changes into its base model, once."""
     if checkpoint.adaptation == "merged":
-        whole = _checked(directory, checkpoint.name, f"{checkpoint.name} on {checkpoint.base.origin}, changed")
-        return dataclasses.replace(whole, checkpoint=directory)
+        origin, file = f"{checkpoint.name} on {checkpoint.base.origin}, changed", gguf_file(directory, checkpoint)
+        whole = _from_file(file, checkpoint.name) if file else _checked(directory, checkpoint.name, origin)
+        return dataclasses.replace(whole, origin=origin, checkpoint=directory)
     base = provide(find_model(checkpoint.base.model))
     # A converted file's configuration names the library that wrote it, so the origin, with its hash, counts as well.
     if checkpoint.base.sha256 != base.fingerprint and checkpoint.base.origin != base.origin:
@@ -249,6 +262,15 @@ def _embedded() -> LocalModel:
     with tempfile.TemporaryDirectory() as scratch:
         file = package.assemble(Path(scratch) / package.MODEL_NAME)
         return _from_gguf(file, EMBEDDED_NAME, origin, package.EXPECTED_SHA256)
+
+
+def _is_gguf(path: Path) -> bool:
+    return path.suffix.lower() == ".gguf"
+
+
+def _from_file(file: Path, name: str) -> LocalModel:
+    converted = _from_gguf(file, name, f"{file.name} sha256:{file_hash(file)[:12]}")
+    return dataclasses.replace(converted, gguf=file)
 
 
 def _converted_name(gguf_hash: str) -> str:
