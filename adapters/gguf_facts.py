@@ -10,7 +10,9 @@ from adapters.text import CUTTING_PATTERN
 # regular expression, None for GPT-2's own. Of names for the same expression the first is the one that is written.
 CUTS: dict[str, str | None] = {
     **dict.fromkeys(("gpt-2", "mpt", "olmo", "jais"), None),
-    **dict.fromkeys(("llama-bpe", "llama-v3", "llama3", "falcon3", "smaug-bpe", "dbrx"), CUTTING_PATTERN % r"\p{N}{1,3}"),
+    **dict.fromkeys(
+        ("llama-bpe", "llama-v3", "llama3", "falcon3", "smaug-bpe", "dbrx"), CUTTING_PATTERN % r"\p{N}{1,3}"
+    ),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), CUTTING_PATTERN % r"\p{N}"),
 }
 # Each digit alone, then GPT-2's expression.

@@ -89,6 +89,34 @@ def whole_directory(
             shutil.rmtree(scratch, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def whole_file(target: Path, hint: str = "free some space, or name another --output") -> Iterator[Path]:
+    """Yield the path of an empty scratch file that becomes `target` when the block ends without an error.
+
+    Args:
+        target: The file to make.
+        hint: What the user can do if it cannot be written.
+
+    Raises:
+        UserError: The disk is full, or the file's directory cannot be written.
+    """
+    scratch: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
+        os.close(descriptor)
+        scratch = Path(name)
+        yield scratch
+        _sync(scratch)
+        scratch.chmod(0o644)
+        scratch.rename(target)
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror or error}", hint) from error
+    finally:
+        if scratch is not None:
+            scratch.unlink(missing_ok=True)
+
+
 def _sync(file: Path) -> None:
     descriptor = os.open(file, os.O_RDONLY)
     try:

@@ -5,6 +5,8 @@ heads.safetensors            `weight` [rows, hidden size], `bias` [rows]; the JS
 adapter_model.safetensors    LoRA in peft's format, with adapter_config.json; or
 layers.safetensors           the changed layers, named as in transformers' causal language model
 README.md                    the model card
+
+Where the model is a GGUF file, NAME.gguf, all but the model stands beside it in the directory NAME.rsg.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ FORMAT_VERSION = 1
 DESCRIPTION = "rsg_checkpoint.json"
 HEADS = "heads.safetensors"
 LAYERS = "layers.safetensors"
+_GGUF, _BESIDE_GGUF = ".gguf", ".rsg"
 
 
 class BaseReference(Record):
@@ -97,6 +100,7 @@ class Checkpoint(Record):
     head_rows: int
     training: TrainingRecord
     files: dict[str, str]  # name -> SHA-256
+    gguf: str | None = None  # SHA-256 of the GGUF file that holds the model; None: it stands in the directory
 
     def prompts(self) -> dict[str, str]:
         """Return task -> the prompt that its head reads, for tasks that borrow a head too."""
@@ -111,6 +115,27 @@ class Checkpoint(Record):
             {task: head.first_row for task, head in self.tasks.items()},
             self.head_rows,
         )
+
+
+def heads_directory(gguf: Path) -> Path:
+    """Return where the heads and the description of a checkpoint stand whose model is a GGUF file."""
+    return gguf.with_suffix(_BESIDE_GGUF)
+
+
+def gguf_file(directory: Path, checkpoint: Checkpoint) -> Path | None:
+    """Return the GGUF file that holds a checkpoint's model; None where the directory holds it.
+
+    Raises:
+        UserError: The file is missing, or it is another one.
+    """
+    if checkpoint.gguf is None:
+        return None
+    file = directory.with_suffix(_GGUF)
+    if not file.is_file():
+        raise UserError(f"{file} is missing, the model of {directory}", "copy it there")
+    if file_hash(file) != checkpoint.gguf:
+        raise UserError(f"{file} is not the model that the heads in {directory} belong to", "copy both again")
+    return file
 
 
 def is_checkpoint(directory: Path) -> bool:
@@ -200,26 +225,28 @@ def write_checkpoint(
         (scratch / DESCRIPTION).write_text(checkpoint.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
-def write_merged(directory: Path, source: Path, change: str, name: str | None = None) -> None:
+def write_merged(directory: Path, source: Path, change: str, name: str | None = None, gguf: str | None = None) -> None:
     """Make a checkpoint of a directory that holds the fused and changed backbone of another checkpoint.
 
     Args:
-        directory: config.json, model*.safetensors, tokenizer.
+        directory: config.json, model*.safetensors, tokenizer; empty where the backbone is a GGUF file.
         source: The checkpoint that it was made from, whose heads, description and card are taken over.
         change: What was done to the backbone, a sentence for the card.
         name: Of the new checkpoint; None: as before, where a record tells the two apart by their weights.
+        gguf: SHA-256 of the GGUF file, if that holds the backbone.
     """
     checkpoint = read_checkpoint(source)
     shutil.copyfile(source / HEADS, directory / HEADS)
     card = (source / "README.md").read_text(encoding="utf-8")
     (directory / "README.md").write_text(f"{card}\n{change}\n", encoding="utf-8")
-    files = {HEADS, "config.json", *(file.name for file in directory.glob("model*.safetensors"))}
+    model = () if gguf else ("config.json", *(file.name for file in directory.glob("model*.safetensors")))
     merged = checkpoint.model_copy(
         update={
             "adaptation": "merged",
             "weights": "whole",
             "name": name or checkpoint.name,
-            "files": {file: file_hash(directory / file) for file in sorted(files)},
+            "files": {file: file_hash(directory / file) for file in sorted({HEADS, *model})},
+            "gguf": gguf,
         }
     )
     write_record(directory / DESCRIPTION, merged)

@@ -38,7 +38,11 @@ _NEUTRAL = (
     "vocab_size",
 )
 # Llama 3's scaling of positions, which GGUF stores as a factor for each frequency (rope_freqs.weight).
-_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+_LLAMA3: dict[str, Any] = {
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
 _OTHER = "name a transformers or MLX directory of the model"
 
 

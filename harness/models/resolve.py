@@ -27,7 +27,15 @@ from adapters.text import tokenizer_files
 from adapters.weight_files import weight_files
 from harness.errors import UserError
 from harness.files import cache_dir, cached_directory, file_hash, remembered_hash
-from harness.models.checkpoint import DESCRIPTION, Checkpoint, fuse, is_checkpoint, read_checkpoint
+from harness.models.checkpoint import (
+    DESCRIPTION,
+    Checkpoint,
+    fuse,
+    gguf_file,
+    heads_directory,
+    is_checkpoint,
+    read_checkpoint,
+)
 from harness.models.lora import adapter_base, adapter_fingerprint, fuse_adapter, is_adapter
 from harness.models.rounded import write_rounded
 from harness.processes import run_in_subprocess
@@ -117,6 +125,8 @@ def find_model(name: str | None) -> ModelReference:
     if name is None:
         name = _default_model()
     directory = _best_checkpoint() if name == "best" else Path(name).expanduser()
+    if _is_gguf(directory):
+        directory = heads_directory(directory)
     if name == "embedded" or not is_checkpoint(directory):
         return ModelReference(name)
     return ModelReference(name, directory, read_checkpoint(directory))
@@ -164,15 +174,15 @@ def provide(reference: ModelReference, weights: bool = True) -> LocalModel:
         UserError: No such model, no weights, no access, no network, or no language model.
     """
     if reference.checkpoint is not None and reference.checkpoint_directory is not None:
-        return _from_checkpoint(reference.checkpoint_directory, reference.checkpoint)
+        return _from_checkpoint(reference.checkpoint_directory, reference.checkpoint, weights)
     name = reference.name
     if name == "embedded":
         return _embedded(keep_file=not weights)
     path = Path(name).expanduser()
-    if path.suffix.lower() == ".gguf":
+    if _is_gguf(path):
         if not path.is_file():
             raise UserError(f"no file {name}", "name an existing .gguf file")
-        return _from_gguf(path, weights)
+        return _from_gguf(path, path.stem, weights)
     if path.is_dir():
         return _from_directory(path, path.resolve().name, str(path))
     if _HUB_NAME.fullmatch(name) and not name.startswith(("./", "../")):
@@ -185,11 +195,13 @@ def provide(reference: ModelReference, weights: bool = True) -> LocalModel:
     )
 
 
-def _from_checkpoint(directory: Path, checkpoint: Checkpoint) -> LocalModel:
+def _from_checkpoint(directory: Path, checkpoint: Checkpoint, weights: bool) -> LocalModel:
     """Fuse the checkpoint's changes into its base model, once."""
     if checkpoint.adaptation == "merged":
-        whole = _checked(directory, checkpoint.name, f"{checkpoint.name} on {checkpoint.base.origin}, changed")
-        return dataclasses.replace(whole, checkpoint=directory)
+        origin, file = f"{checkpoint.name} on {checkpoint.base.origin}, changed", gguf_file(directory, checkpoint)
+        name = checkpoint.name
+        whole = _from_gguf(file, name, weights) if file else _checked(directory, name, origin)
+        return dataclasses.replace(whole, origin=origin, checkpoint=directory)
     base = provide(find_model(checkpoint.base.model))
     # A converted file's configuration names the library that wrote it, so the origin, with its hash, counts as well.
     if checkpoint.base.sha256 != base.fingerprint and checkpoint.base.origin != base.origin:
@@ -265,13 +277,17 @@ def _embedded(keep_file: bool) -> LocalModel:
     return dataclasses.replace(local, gguf=kept / package.MODEL_NAME)
 
 
+def _is_gguf(path: Path) -> bool:
+    return path.suffix.lower() == ".gguf"
+
+
 def _converted_name(gguf_hash: str) -> str:
     return f"models/gguf{_GGUF_VERSION}-{gguf_hash[:16]}"
 
 
-def _from_gguf(file: Path, weights: bool) -> LocalModel:
+def _from_gguf(file: Path, name: str, weights: bool) -> LocalModel:
     digest = file_hash(file)
-    local = _checked(_converted(file, digest, weights), file.stem, f"{file.name} sha256:{digest[:12]}", weights)
+    local = _checked(_converted(file, digest, weights), name, f"{file.name} sha256:{digest[:12]}", weights)
     return dataclasses.replace(local, fingerprint=digest, gguf=file)
 
 

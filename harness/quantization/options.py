@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+from adapters.gguf_types import KINDS
 from adapters.mlx_weights import MIXED_RECIPES, QUANTIZATION_MODES
 from harness.errors import UserError, nearest_hint
 from harness.models.options import check_numbers
 
+FORMATS = ("mlx", "gguf")
+GGUF = ".gguf"
+
 # Learned methods -> how many texts they read unless told otherwise: mlx-lm's own numbers.
 SAMPLES = {"dwq": 2048, "awq": 128}
 METHODS = ("plain", "sensitivity", *SAMPLES)
+# Options that GGUF files do not have.
+_OF_MLX = ("group_size", "mode", "recipe", "method", "samples", "target_bits")
+_USUAL_KIND = "q4_k_m"
 
 
 @dataclass(frozen=True)
@@ -19,9 +27,10 @@ class QuantizeOptions:
     """The options of `rsg-harness quantize`.
 
     Attributes:
-        output: The directory to write; missing or empty.
+        output: The directory to write, missing or empty; for GGUF the file to write.
         model: The model to quantise, as `run` takes it.
-        bits: Bits of a weight; None: 4, or those of the mode or the recipe.
+        format: One of `FORMATS`.
+        bits: Bits of a weight; None: 4, or those of the mode or the recipe. For GGUF one of `KINDS`.
         group_size: Weights that share a scale; None: the usual number for the mode.
         mode: A key of `QUANTIZATION_MODES`.
         recipe: One of `MIXED_RECIPES`, or None.
@@ -33,7 +42,8 @@ class QuantizeOptions:
 
     output: Path
     model: str | None = None
-    bits: int | None = None
+    format: str = "mlx"
+    bits: int | str | None = None
     group_size: int | None = None
     mode: str = "affine"
     recipe: str | None = None
@@ -49,6 +59,41 @@ def check_quantize_options(options: QuantizeOptions) -> None:
     Raises:
         UserError: Names the option and what it takes.
     """
+    if options.format not in FORMATS:
+        raise UserError(f"unknown format {options.format!r}", nearest_hint(options.format, FORMATS, "formats"))
+    (_check_gguf if options.format == "gguf" else _check_mlx)(options)
+
+
+def gguf_kind(options: QuantizeOptions) -> str:
+    """Return the kind of GGUF file that was asked for, or the usual one."""
+    return _USUAL_KIND if options.bits is None else str(options.bits)
+
+
+def _check_gguf(options: QuantizeOptions) -> None:
+    usual = {field.name: field.default for field in dataclasses.fields(options)}
+    for name in _OF_MLX:
+        if getattr(options, name) != usual[name]:
+            raise UserError(f"--{name.replace('_', '-')} is an option of MLX's format, not of GGUF", "leave it out")
+    kind = gguf_kind(options)
+    if kind not in KINDS:
+        raise UserError(f"GGUF files know no --bits {kind}", nearest_hint(kind, KINDS, "one of"))
+    if options.output.suffix != GGUF:
+        raise UserError(
+            f"{options.output} does not end in {GGUF}", f"name a file: --output {options.output.name}{GGUF}"
+        )
+    from harness.models.checkpoint import heads_directory
+
+    for path in (options.output, heads_directory(options.output)):
+        if path.exists():
+            raise UserError(f"{path} exists already", "name another --output, or remove it")
+
+
+def _check_mlx(options: QuantizeOptions) -> None:
+    if options.output.suffix == GGUF or str(options.bits) in KINDS:
+        named = options.output if options.output.suffix == GGUF else f"--bits {options.bits}"
+        raise UserError(f"{named} is for GGUF files, and MLX's format is a directory", "add --format gguf")
+    if isinstance(options.bits, str):
+        raise UserError(f"--bits {options.bits} is no number", "give 3, 4, 6 or 8")
     if options.output.exists() and not (options.output.is_dir() and not any(options.output.iterdir())):
         raise UserError(f"{options.output} is not empty", "name another --output")
     if options.recipe is not None:
@@ -76,4 +121,4 @@ def bits_and_group_size(options: QuantizeOptions) -> tuple[int, int]:
     bits, group_size = (4, 64) if options.mode == "affine" else (all_bits[0], group_sizes[0])
     if options.recipe is not None:
         bits = int(options.recipe.split("_")[1])  # mixed_4_6: most matrices have 4
-    return options.bits or bits, options.group_size or group_size
+    return int(options.bits or bits), options.group_size or group_size

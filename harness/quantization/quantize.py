@@ -1,4 +1,4 @@
-"""`rsg-harness quantize`: write a copy of a model or a checkpoint that MLX stores in fewer bits.
+"""`rsg-harness quantize`: write a copy of a model or a checkpoint in fewer bits, for MLX or as a GGUF file.
 
 mlx_lm.convert quantises the backbone; task heads stay in full precision beside it. The result is a model that
 `mlx_lm.generate` loads, and a checkpoint of this program where the source was one.
@@ -30,7 +30,13 @@ from harness.errors import UserError
 from harness.files import whole_directory
 from harness.models.checkpoint import write_merged
 from harness.models.resolve import LocalModel, ModelReference, find_model, provide
-from harness.quantization.options import SAMPLES, QuantizeOptions, bits_and_group_size, check_quantize_options
+from harness.quantization.options import (
+    SAMPLES,
+    QuantizeOptions,
+    bits_and_group_size,
+    check_quantize_options,
+    gguf_kind,
+)
 from harness.quantization.sensitivity import Part, average_bits, choose_bits, measure_sensitivity
 from harness.quiet import quiet_libraries
 
@@ -50,14 +56,14 @@ class Quantized:
     """The outcome of quantising.
 
     Attributes:
-        directory: What was written.
+        output: The directory or file that was written.
         model: What it was made from.
         bits_per_weight: Scales, and matrices that are not quantised, included.
         bytes_before: Of the weights as stored.
         bytes_after: Of the weights as stored.
     """
 
-    directory: Path
+    output: Path
     model: LocalModel
     bits_per_weight: float
     bytes_before: int
@@ -65,13 +71,17 @@ class Quantized:
 
 
 def quantize(options: QuantizeOptions) -> Quantized:
-    """Write the quantised directory, whole or not at all.
+    """Write the quantised directory or file, whole or not at all.
 
     Raises:
-        UserError: MLX does not offer the settings, they do not divide the matrices, the model is quantised already,
-            the output is not empty, or there is no room for it.
+        UserError: The format does not offer the settings, they do not divide the matrices, the model is quantised
+            already, the output is not empty, or there is no room for it.
     """
     check_quantize_options(options)
+    if options.format == "gguf":
+        from harness.quantization.gguf import check_library
+
+        check_library(gguf_kind(options))
     reference = find_model(options.model)
     model = provide(reference)
     config = read_config(model.path)
@@ -84,6 +94,8 @@ def quantize(options: QuantizeOptions) -> Quantized:
             model.name,
             model.apart.backend,
         )
+    if options.format == "gguf":
+        return _quantize_to_gguf(options, model)
     staged = {**mlx_config(config), "dtype": _DTYPE}
     bits, group_size = bits_and_group_size(options)
     check_quantization(staged, bits, group_size, options.mode)
@@ -124,6 +136,15 @@ def quantize(options: QuantizeOptions) -> Quantized:
         if model.checkpoint is not None:
             bits_per_weight = f"{8 * after / weights:.2f} bits a weight"
             write_merged(result, model.checkpoint, f"Quantised by rsg-harness: {what}, {bits_per_weight}.")
+    return Quantized(options.output, model, 8 * after / weights, stored_bytes(model.path), after)
+
+
+def _quantize_to_gguf(options: QuantizeOptions, model: LocalModel) -> Quantized:
+    from harness.quantization.gguf import write_model
+
+    kind = gguf_kind(options)
+    log.info("writing %s as %s", model.name, kind)
+    after, weights = write_model(model, options.output, kind), parameter_count(model.path)
     return Quantized(options.output, model, 8 * after / weights, stored_bytes(model.path), after)
 
 
