@@ -60,7 +60,9 @@ class VocabularyProduct:
         result = _aligned((len(hidden), self.rows))
         if not len(hidden):
             return result
-        context = ggml.ggml_init(GgmlInitParams(4 * ggml.ggml_tensor_overhead() + ggml.ggml_graph_overhead(), None, True))
+        context = ggml.ggml_init(
+            GgmlInitParams(4 * ggml.ggml_tensor_overhead() + ggml.ggml_graph_overhead(), None, True)
+        )
         backend = ggml.ggml_backend_cpu_init()
         buffers = []
         try:

@@ -1,7 +1,7 @@
 """GGUF models computed by llama.cpp: on the processor, on Metal on a Mac, on whatever GPU its build knows.
 
-llama.cpp computes the layers, the vocabulary matrix and the cache. A batch is a list of tokens, each of a sequence of its
-own, so rows of unequal length need no padding, and a prefix is a sequence whose cells others share.
+llama.cpp computes the layers, the vocabulary matrix and the cache. A batch is a list of tokens, each of a sequence of
+its own, so rows of unequal length need no padding, and a prefix is a sequence whose cells others share.
 
 The GPU paths follow llama.cpp's documented API and were not run where this was written (no such device there).
 """
@@ -25,7 +25,6 @@ from adapters.llama_context import (
     ContextSettings,
     LlamaContext,
     LlamaModel,
-    NoRoom,
 )
 from adapters.sampling import next_token, row_generators
 from adapters.text import growing_answers
@@ -157,7 +156,7 @@ class GgufBackend(Backend):
         return states, taken[-1]
 
     def _make_room(self, tokens: int, prefix: GgufPrefix | None) -> None:
-        """Let the cache hold some more tokens after a prefix; in a larger one, prefixes are computed again when used."""
+        """Let the cache hold more tokens after a prefix; in a larger one, prefixes are computed again when used."""
         moved = prefix is not None and prefix.cache is not self._cache
         length = prefix.length if prefix else 0
         needed = sum(self._cache.tokens.values()) + tokens + (length if moved else 0)
@@ -257,8 +256,8 @@ class GgufBackend(Backend):
     def _prefill(self, prompts: list[list[int]], new_tokens: int) -> np.ndarray:
         """Compute the prompts, the start that all share once, and return the logits after each.
 
-        What the last call left in the first sequence is used again as far as the first prompt repeats it, so the next
-        turn of a dialogue computes its own tokens only.
+        What the last call left in the first sequence is used again as far as a single prompt repeats it, so the next
+        turn of a dialogue computes its own tokens only. Batches never do so: their texts depend on their prompts alone.
         """
         needed = sum(map(len, prompts)) + len(prompts) * new_tokens
         if self._dialogue is None or self._dialogue.cells < needed:
@@ -266,21 +265,19 @@ class GgufBackend(Backend):
             self._dialogue = None  # before the larger one is made
             self._dialogue = self._context(needed, reads_states=False)
         context = self._dialogue
-        # The last token of a prompt is computed in any case, for its logits.
-        shared = _shared_length([*prompts, self._said])
         said, self._said = self._said, []  # nothing is known of the cells if this is interrupted
+        # The last token of a prompt is computed in any case, for its logits.
         if len(prompts) == 1:
             shared = _shared_length([prompts[0][:-1], said])
-        if not context.remove(0, shared):
+            if not context.remove(0, shared):
+                shared = 0
+        else:
             context.remove(0)
-            shared = 0
-        common = min(_shared_length(prompts), min(map(len, prompts)) - 1)
-        if len(prompts) > 1 and common > shared:
-            _decode_rows(context, [prompts[0][shared:common]], [[]], shared, [0], 0)
-            shared = common
-        for row in range(1, len(prompts)):
-            context.remove(row)
-            context.copy(0, row)
+            shared = min(_shared_length(prompts), min(map(len, prompts)) - 1)
+            _decode_rows(context, [prompts[0][:shared]], [[]], 0, [0], 0)
+            for row in range(1, len(prompts)):
+                context.remove(row)
+                context.copy(0, row)
         rows = [prompt[shared:] for prompt in prompts]
         return _decode_rows(
             context, rows, [[len(row) - 1] for row in rows], shared, range(len(rows)), self.info.vocabulary_size

@@ -54,12 +54,21 @@ class GgufFamily(Family):
         return _load(kind, request)
 
     def dtypes(self, kind: BackendKind) -> tuple[str, ...]:
-        return (_DTYPES.get(kind.settings["kind"], QUANTISED_DTYPE),)
+        made = kind.settings["kind"]
+        return (_DTYPES.get(made, QUANTISED_DTYPE) if made else "auto",)
 
     def reference(self, kind: BackendKind, request: LoadRequest) -> Backend:
-        from adapters.gguf_dequantised import load_dequantised
+        from adapters.torch_backend import load_torch
 
-        return load_dequantised(kind.name, request.model_dir, _gguf_file(kind, request))
+        state = None
+        if (made := kind.settings["kind"]) is not None:
+            import torch
+
+            from adapters.gguf_writer import read_back
+
+            file = _gguf_file(kind, request)
+            state = {name: torch.from_numpy(values) for name, values in read_back(request.model_dir, file, made)}
+        return load_torch(kind.name, request.model_dir, device="cpu", dtype="float32", state=state)
 
     def findings(self) -> list[Finding]:
         if problem := llama_problem():
@@ -102,7 +111,7 @@ def _gguf_file(kind: BackendKind, request: LoadRequest) -> Path:
 
     made = request.cached(
         f"gguf/{wanted}-{request.fingerprint[:16]}",
-        lambda directory: write_gguf(request.model_dir, directory / "model.gguf", wanted),
+        lambda directory: write_gguf(request.model_dir, directory / "model.gguf", wanted, tokenizer=False),
         f"writing the weights as {wanted} for llama.cpp, once",
     )
     return made / "model.gguf"
@@ -130,8 +139,8 @@ def _load(kind: BackendKind, request: LoadRequest) -> Backend:
     if problem := llama_problem():
         raise UserError(f"--backend {kind.name}: {problem}", INSTALL)
     from adapters.ggml_product import VocabularyProduct
-    from adapters.gguf_file import read_header
     from adapters.gguf_backend import GgufBackend
+    from adapters.gguf_file import read_header
     from adapters.llama_context import ContextSettings, LlamaModel
 
     args = dict(request.args)
@@ -140,13 +149,15 @@ def _load(kind: BackendKind, request: LoadRequest) -> Backend:
     stored = _stored_as(header)
     dtype = stored if stored in _WHOLE.values() else QUANTISED_DTYPE
     if request.dtype not in ("auto", dtype):
-        raise UserError(
-            f"llama.cpp computes {stored} weights in {dtype}, not in {request.dtype}", "leave out --dtype"
-        )
+        raise UserError(f"llama.cpp computes {stored} weights in {dtype}, not in {request.dtype}", "leave out --dtype")
+    # llama.cpp's flash attention and its usual cache round to 16 bits, which would be the coarsest step of float32.
+    exact = dtype == "float32"
     settings = ContextSettings(
         threads=args.get("threads", _threads()),
-        flash_attention=_choice("flash_attention", args.get("flash_attention", "auto"), FLASH_ATTENTION),
-        cache_type=_choice("cache_type", args.get("cache_type", "f32" if dtype == "float32" else "f16"), _CACHE_TYPES),
+        flash_attention=_choice(
+            "flash_attention", args.get("flash_attention", "off" if exact else "auto"), FLASH_ATTENTION
+        ),
+        cache_type=_choice("cache_type", args.get("cache_type", "f32" if exact else "f16"), _CACHE_TYPES),
     )
     model = LlamaModel(file, args.get("gpu_layers", -1))
     context = args.get("context", model.context_length)

@@ -47,6 +47,10 @@ class Vocabulary:
     settings: dict[str, int | str | bool | list[dict[str, str]]]
 
 
+# Of a file that only a program with a tokenizer of its own runs.
+NO_VOCABULARY = Vocabulary([], [], None, None, {"ggml.model": "no_vocab"})
+
+
 def read_vocabulary(tokenizer: Any, rows: int) -> Vocabulary:
     """Describe a tokenizer.
 

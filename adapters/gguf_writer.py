@@ -22,9 +22,10 @@ import numpy as np
 from adapters.architecture import Architecture, read_architecture
 from adapters.base import UserError
 from adapters.gguf_facts import FREQUENCIES
+from adapters.gguf_file import read_header, read_tensor
 from adapters.gguf_settings import frequency_factors, gguf_architecture, gguf_settings, model_shape
 from adapters.gguf_types import KINDS, WHOLE, tensor_type
-from adapters.gguf_vocabulary import Vocabulary, read_vocabulary
+from adapters.gguf_vocabulary import NO_VOCABULARY, Vocabulary, read_vocabulary
 from adapters.mlx_weights import quantization_of, read_config
 from adapters.text import load_tokenizer
 from adapters.weight_files import as_float32, check_tied_head, stored_tensors
@@ -42,19 +43,23 @@ class _Tensor:
     """A tensor to write.
 
     Attributes:
+        source: Its name in transformers; "" for one that transformers computes from its configuration.
         values: As stored in safetensors.
         type: Name of a GGML type.
         rows: In which order its rows are written; None: as they are.
         shift: Is added to every value.
     """
 
+    source: str
     values: np.ndarray
     type: str
     rows: np.ndarray | None = None
     shift: float = 0.0
 
 
-def write_gguf(model_dir: Path, target: Path, kind: str, *, name: str = "", licence: str = "") -> None:
+def write_gguf(
+    model_dir: Path, target: Path, kind: str, *, name: str = "", licence: str = "", tokenizer: bool = True
+) -> None:
     """Write a GGUF file from a model directory with whole weights.
 
     Args:
@@ -63,6 +68,7 @@ def write_gguf(model_dir: Path, target: Path, kind: str, *, name: str = "", lice
         kind: One of `KINDS`.
         name: What the file calls the model; empty: the directory's name.
         licence: The hub's name of the model's licence, if known.
+        tokenizer: Whether the file holds one; without it llama.cpp computes tokens, and encodes no text.
 
     Raises:
         UserError: The model is quantised or not one that is written here, llama.cpp is needed for the kind and not
@@ -75,13 +81,34 @@ def write_gguf(model_dir: Path, target: Path, kind: str, *, name: str = "", lice
     check_tied_head(model_dir, architecture.config.tie_word_embeddings)
     tensors = dict(_tensors(model_dir, architecture, kind))
     encode = _encoder(kind)
-    vocabulary = read_vocabulary(load_tokenizer(model_dir), len(tensors["token_embd.weight"].values))
+    rows = len(tensors["token_embd.weight"].values)
+    vocabulary = read_vocabulary(load_tokenizer(model_dir), rows) if tokenizer else NO_VOCABULARY
+    if not tokenizer:
+        settings["vocab_size"] = rows
     general = {"type": "model", "name": name or model_dir.resolve().name, "license": licence}
     needed = sum(_stored_bytes(tensor) for tensor in tensors.values())
     if needed > shutil.disk_usage(target.parent).free:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     _write_header(target, gguf_architecture(architecture), kind, general, settings, vocabulary, tensors)
     _append_tensors(target, tensors.values(), encode)
+
+
+def read_back(model_dir: Path, file: Path, kind: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield transformers' names of the tensors of a file that was written from a directory, and their float32 values.
+
+    Args:
+        model_dir: What the file was written from.
+        file: The file.
+        kind: Its kind.
+    """
+    header = read_header(file)
+    for name, tensor in _tensors(model_dir, read_architecture(model_dir), kind):
+        if not tensor.source:
+            continue
+        values = read_tensor(file, header, name) - np.float32(tensor.shift)
+        if tensor.rows is not None:
+            values[tensor.rows] = values.copy()
+        yield tensor.source, values
 
 
 def _tensors(model_dir: Path, architecture: Architecture, kind: str) -> Iterator[tuple[str, _Tensor]]:
@@ -97,7 +124,7 @@ def _tensors(model_dir: Path, architecture: Architecture, kind: str) -> Iterator
     names = get_tensor_name_map(number, shape.layers)
     factors = frequency_factors(config)
     if factors is not None:
-        yield FREQUENCIES, _Tensor(factors.astype(np.float32), "F32")
+        yield FREQUENCIES, _Tensor("", factors.astype(np.float32), "F32")
     for source, values in sorted(stored_tensors(model_dir).items()):
         if source.endswith("rotary_emb.inv_freq") or (source == "lm_head.weight" and shape.tied):
             continue
@@ -113,7 +140,7 @@ def _tensors(model_dir: Path, architecture: Architecture, kind: str) -> Iterator
             rows = _neighbours(len(values), heads)
         # Gemma multiplies by 1 + weight.
         shift = 1.0 if shape.architecture == "gemma3" and source.endswith("norm.weight") else 0.0
-        yield name, _Tensor(values, tensor_type(kind, name, values.shape, shape), rows, shift)
+        yield name, _Tensor(source, values, tensor_type(kind, name, values.shape, shape), rows, shift)
 
 
 def _neighbours(rows: int, heads: int) -> np.ndarray:
@@ -151,8 +178,9 @@ def _write_header(
     }
     for key, value in values.items():
         _add(writer, key, value)
-    writer.add_token_list(vocabulary.tokens)
-    writer.add_token_types(vocabulary.types)
+    if vocabulary.tokens:
+        writer.add_token_list(vocabulary.tokens)
+        writer.add_token_types(vocabulary.types)
     if vocabulary.scores is not None:
         writer.add_token_scores(vocabulary.scores)
     if vocabulary.merges is not None:

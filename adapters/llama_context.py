@@ -95,7 +95,9 @@ class LlamaModel:
 def _refused(file: Path) -> UserError:
     message = last_message()
     if any(words in message.lower() for words in _MEMORY_MESSAGES):
-        return UserError(f"{file} does not fit into memory", "use a smaller quantisation, or --backend-arg gpu_layers=N")
+        return UserError(
+            f"{file} does not fit into memory", "use a smaller quantisation, or --backend-arg gpu_layers=N"
+        )
     return UserError(
         f"llama.cpp cannot load {file}: {message or 'it gives no reason'}",
         f"copy the file again; a newer kind of model needs a newer build than xllamacpp {installed_version()}",
@@ -175,7 +177,11 @@ class LlamaContext:
         flags = np.zeros(count, dtype=np.int8)
         flags[list(wanted)] = 1
         own = np.asarray(sequences, dtype=np.int32)
-        arrays = [np.asarray(tokens, dtype=np.int32), np.asarray(places, dtype=np.int32), np.ones(count, dtype=np.int32)]
+        arrays = [
+            np.asarray(tokens, dtype=np.int32),
+            np.asarray(places, dtype=np.int32),
+            np.ones(count, dtype=np.int32),
+        ]
         integers = ctypes.POINTER(ctypes.c_int32)
         step = own.itemsize
         first = own.ctypes.data

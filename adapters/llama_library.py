@@ -1,7 +1,7 @@
 """The C library of llama.cpp, from the wheel of xllamacpp, by ctypes.
 
-That wheel is prebuilt for Linux, macOS (with Metal) and Windows, follows llama.cpp week by week, and exports the whole C
-API (include/llama.h, ggml/include/*.h) from its extension module; its Python classes are not used. The layout of the two
+That wheel is prebuilt for Linux, macOS (with Metal) and Windows, follows llama.cpp week by week, and exports the C API
+(include/llama.h, ggml/include/*.h) from its extension module; its Python classes are not used. The layout of the two
 structures of parameters changes between builds of llama.cpp, so it is checked against the defaults that the library
 fills in.
 """

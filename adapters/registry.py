@@ -85,5 +85,7 @@ def load_backend(
         UserError: The backend or the model cannot be used on this machine.
     """
     kind = BACKENDS[name]
-    request = LoadRequest(model_dir, fingerprint, cached, pick_execution(kind, execution), dtype, args or {}, adapter, gguf)
+    request = LoadRequest(
+        model_dir, fingerprint, cached, pick_execution(kind, execution), dtype, args or {}, adapter, gguf
+    )
     return kind.family.load(kind, request)

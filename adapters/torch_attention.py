@@ -28,7 +28,7 @@ QUERY_SLICE = 256
 
 
 def share_keys(key: torch.Tensor, before: tuple[torch.Tensor, torch.Tensor]) -> None:
-    """Let `grouped_attention` put keys and values that all rows share before a layer's own ones, without repeating them.
+    """Let `grouped_attention` put keys and values that all rows share before a layer's own, without repeating them.
 
     Args:
         key: [batch, key-value heads, tokens, head size], as the layer's cache returns it; its values belong to it.

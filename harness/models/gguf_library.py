@@ -101,7 +101,9 @@ def _where(file: Path) -> dict[str, Any]:
 def _config(file: Path, header: Header) -> Any:
     from transformers import AutoConfig
 
-    with library_errors(f"transformers cannot read the {header.values['general.architecture']} model in {file}", _OTHER):
+    with library_errors(
+        f"transformers cannot read the {header.values['general.architecture']} model in {file}", _OTHER
+    ):
         return AutoConfig.from_pretrained(**_where(file))
 
 
@@ -109,7 +111,10 @@ def _save_tokenizer(file: Path, header: Header, target: Path) -> None:
     from transformers import AutoTokenizer
 
     architecture = header.values["general.architecture"]
-    with quiet_libraries(), library_errors(f"transformers cannot read the tokenizer of {architecture} in {file}", _OTHER):
+    with (
+        quiet_libraries(),
+        library_errors(f"transformers cannot read the tokenizer of {architecture} in {file}", _OTHER),
+    ):
         tokenizer = AutoTokenizer.from_pretrained(**_where(file))
     _mend_tokenizer(file, header, tokenizer)
     tokenizer.save_pretrained(target)

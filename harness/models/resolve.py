@@ -292,7 +292,7 @@ def _from_gguf(file: Path, name: str, weights: bool) -> LocalModel:
 
 
 def _converted(file: Path, digest: str, weights: bool) -> Path:
-    """Convert a GGUF file to a transformers directory, once: unpacking it at every load would take many seconds each."""
+    """Convert a GGUF file to a transformers directory, once: unpacking it takes many seconds."""
     from harness.models.gguf import convert_gguf, describe_gguf
 
     if not weights:
