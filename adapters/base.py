@@ -179,6 +179,7 @@ class Backend(ABC):
         prompts: Sequence[Sequence[int]],
         sampling: Sampling,
         on_text: Callable[[int, str], None] | None = None,
+        remember: bool = False,
     ) -> list[str]:
         """Continue every prompt, as one batch.
 
@@ -186,6 +187,9 @@ class Backend(ABC):
             prompts: Token ids; no prompt is empty.
             sampling: Length limit, stop strings, temperature.
             on_text: Called with the index of a prompt and its whole text so far, whenever the text has grown.
+            remember: Keep what was computed, for a later call with `remember` whose prompts begin like these texts, as
+                the next turn of a dialogue does. Without it, a call depends on nothing that went before. A backend may
+                have no such memory.
 
         Returns:
             The continuations, cut before the first stop string, without special tokens.

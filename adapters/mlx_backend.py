@@ -315,6 +315,7 @@ class MlxBackend(Backend):
         prompts: Sequence[Sequence[int]],
         sampling: Sampling,
         on_text: Callable[[int, str], None] | None = None,
+        remember: bool = False,
     ) -> list[str]:
         mx = self._mx
         from mlx_lm.generate import BatchGenerator

@@ -17,6 +17,8 @@ CUTTING_PATTERN = (
 END_OF_TURN = "<end_of_turn>"  # ends an answer of instruction-tuned Gemma
 # What holds a tokenizer: its own format, SentencePiece's, byte-level BPE's.
 _TOKENIZER_KINDS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
+# Tokens of a growing answer that are decoded again before a part of its text is settled.
+TAIL_TOKENS = 8
 # Older tokenizers keep tokens here that tokenizer.json may lack.
 _TOKEN_FILES = ("special_tokens_map.json", "added_tokens.json")
 
@@ -55,6 +57,39 @@ class GrowingAnswer:
             self.text = text
             if self._report:
                 self._report(text)
+
+
+class GrowingTokens:
+    """The tokens of one answer as they come, and their text without decoding all of them again at each token.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self.ids: list[int] = []
+        # The text of the first `_end` tokens, which further tokens cannot change. Tokens from `_start` on are decoded
+        # with those that follow: some tokenizers drop a space before the first token, or join bytes to characters.
+        self._settled = ""
+        self._start = self._end = 0
+        self._context = ""
+
+    def text(self) -> str:
+        """Return the text of all tokens so far, special tokens left out."""
+        decoded = self._decode(self._start)
+        if not decoded.startswith(self._context):  # a byte that spoils the character before it
+            return self._decode(0)
+        text = self._settled + decoded[len(self._context) :]
+        if len(self.ids) - self._end >= TAIL_TOKENS and not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            context = self._decode(self._end)
+            if context.strip():
+                self._settled, self._context = text, context
+                self._start, self._end = self._end, len(self.ids)
+        return text
+
+    def _decode(self, start: int) -> str:
+        return self._tokenizer.decode(self.ids[start:], skip_special_tokens=True)
 
 
 def growing_answers(count: int, stop: Sequence[str], on_text: Callable[[int, str], None] | None) -> list[GrowingAnswer]:

@@ -5,29 +5,28 @@ The MPS and CUDA paths follow the documented API and were not run where this was
 
 from __future__ import annotations
 
-import contextlib
 import copy
+import functools
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from adapters.architecture import Architecture, Logits, model_class, read_architecture
 from adapters.base import Backend, BackendInfo, OutOfMemory, Prefix, Sampling, UserError, library_errors
 from adapters.mlx_weights import stored_bytes
-from adapters.text import GrowingAnswer, end_tokens, growing_answers, load_tokenizer
+from adapters.text import end_tokens, load_tokenizer
 from adapters.torch_attention import CPU_ATTENTION, library_attention, share_keys
+from adapters.torch_generation import Generation, library_generate
+from adapters.torch_vocabulary import apply_rule, exact_bfloat16_products, head_outputs, vocabulary_pass
 from adapters.weight_files import TEXT_PREFIXES, check_tied_head, text_headers, weight_files
 
-# Rows of the vocabulary matrix that are cast to float32 at a time: 16,384 rows of a 1,152-wide model are 75 MB.
-VOCABULARY_CHUNK = 16_384
 # Positions projected at a time, so that a chunk of logits stays at 64 MB.
 POSITION_CHUNK = 1_024
 # Token budgets: on 2 CPU cores throughput peaks near 1,024 tokens (the batch's activations fit the caches); a GPU needs
@@ -161,8 +160,8 @@ class TorchBackend(Backend):
             rows = torch.from_numpy(sources[chosen] - start).to(weight.device)
             wanted = torch.from_numpy(tokens[chosen]).to(weight.device)
             try:
-                with _exact_bfloat16_products(weight.dtype):
-                    normaliser, best, logits = _vocabulary_pass(chunk, head, rows, wanted, self._logits)
+                with exact_bfloat16_products(weight.dtype):
+                    normaliser, best, logits = vocabulary_pass(chunk, head, rows, wanted, self._logits)
             except RuntimeError as error:
                 raise_if_out_of_memory(error)
                 raise
@@ -175,8 +174,8 @@ class TorchBackend(Backend):
         head = self.model.get_output_embeddings()
         states = torch.from_numpy(hidden).to(head.weight.device)
         try:
-            with _exact_bfloat16_products(head.weight.dtype):
-                return torch.cat(list(_logit_blocks(states, head, self._logits)), dim=1).cpu().numpy()
+            with exact_bfloat16_products(head.weight.dtype):
+                return apply_rule(torch.cat(list(head_outputs(states, head)), dim=1), self._logits).cpu().numpy()
         except RuntimeError as error:
             raise_if_out_of_memory(error)
             raise
@@ -191,34 +190,29 @@ class TorchBackend(Backend):
         prompts: Sequence[Sequence[int]],
         sampling: Sampling,
         on_text: Callable[[int, str], None] | None = None,
+        remember: bool = False,
     ) -> list[str]:
         if not prompts or sampling.max_new_tokens < 1:
             return [""] * len(prompts)
-        # Padding stands on the left here: transformers' generation continues every row at the same column.
-        longest = max(map(len, prompts))
-        pad = self.tokenizer.pad_token_id or 0
-        ids = torch.tensor([[pad] * (longest - len(row)) + list(row) for row in prompts], device=self.model.device)
-        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in prompts], device=self.model.device)
-        answers = growing_answers(len(prompts), sampling.stop, on_text)
-        options: dict[str, Any] = {"do_sample": False}
-        if sampling.temperature > 0:
-            options = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
-            transformers.set_seed(sampling.seed)
         try:
-            self.model.generate(
-                ids,
-                attention_mask=mask,
-                max_new_tokens=sampling.max_new_tokens,
-                pad_token_id=pad,
-                eos_token_id=sorted(end_tokens(self.tokenizer, self.model.generation_config.eos_token_id)),
-                stopping_criteria=transformers.StoppingCriteriaList([_StopWatcher(self.tokenizer, longest, answers)]),
-                **options,
-            )
+            if self.shares_prefixes:
+                texts = self._generation.generate(prompts, sampling, on_text, remember)
+            else:
+                texts = library_generate(self.model, self.tokenizer, self._end_tokens, prompts, sampling, on_text)
         except RuntimeError as error:
             raise_if_out_of_memory(error)
             raise
         self._note_memory()
-        return [answer.finish() for answer in answers]
+        return texts
+
+    @functools.cached_property
+    def _generation(self) -> Generation:
+        """What generates, made on first use: it copies weights for about a second, and scoring needs none of it."""
+        return Generation(self.model, self.tokenizer, self._logits, self._end_tokens)
+
+    @property
+    def _end_tokens(self) -> frozenset[int]:
+        return end_tokens(self.tokenizer, self.model.generation_config.eos_token_id)
 
     def peak_memory(self) -> int | None:
         if self.info.device == "cuda":
@@ -230,90 +224,12 @@ class TorchBackend(Backend):
             self._peak = max(self._peak, torch.mps.driver_allocated_memory())
 
 
-class _StopWatcher(transformers.StoppingCriteria):
-    """End a row at its first stop string and report the text as it grows."""
-
-    def __init__(self, tokenizer: Any, prompt_length: int, answers: list[GrowingAnswer]) -> None:
-        self._tokenizer = tokenizer
-        self._prompt_length = prompt_length
-        self._answers = answers
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        decoded = self._tokenizer.batch_decode(input_ids[:, self._prompt_length :], skip_special_tokens=True)
-        stopped = [answer.update(text) for answer, text in zip(self._answers, decoded, strict=True)]
-        return torch.tensor(stopped, device=input_ids.device)
-
-
-@contextlib.contextmanager
-def _exact_bfloat16_products(weight_dtype: torch.dtype) -> Iterator[None]:
-    """Let oneDNN multiply float32 matrices that hold bfloat16 numbers as bfloat16, with sums in float32.
-
-    Hidden states and weights of a bfloat16 model are exact in bfloat16, so nothing is rounded, and the product is about
-    twice as fast. The result must be float32: in bfloat16 one in forty yes/no questions ends in a tie.
-    """
-    if weight_dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():
-        yield
-        return
-    matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = matmul.fp32_precision
-    matmul.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        matmul.fp32_precision = before
-
-
-def _vocabulary_pass(
-    hidden: torch.Tensor, head: torch.nn.Linear, rows: torch.Tensor, wanted: torch.Tensor, rule: Logits
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Compute logits over the vocabulary in float32, a slice at a time, and keep what log-probabilities need.
-
-    Args:
-        hidden: float32 [n, hidden size].
-        head: Weight [vocabulary, hidden size] of any type, and perhaps a bias.
-        rows: int64 [m], the hidden state that predicts each wanted token.
-        wanted: int64 [m], token ids.
-        rule: How logits follow from the head's output.
-
-    Returns:
-        The logarithm of the sum of exponentials [n], the largest logit [n], the wanted logits [m]; all float32.
-    """
-    best = torch.full((len(hidden),), -torch.inf, device=hidden.device)
-    total = torch.zeros_like(best)
-    logits_wanted = torch.empty(len(wanted), device=hidden.device)
-    start = 0
-    for logits in _logit_blocks(hidden, head, rule):
-        inside = (wanted >= start) & (wanted < start + logits.shape[1])
-        logits_wanted[inside] = logits[rows[inside], wanted[inside] - start]
-        new_best = torch.maximum(best, logits.max(dim=1).values)
-        total = total * torch.exp(best - new_best) + torch.exp(logits.sub_(new_best[:, None])).sum(dim=1)
-        best = new_best
-        start += logits.shape[1]
-    return best + torch.log(total), best, logits_wanted
-
-
-def _logit_blocks(hidden: torch.Tensor, head: torch.nn.Linear, rule: Logits) -> Iterator[torch.Tensor]:
-    """Yield the logits of the vocabulary a slice at a time, float32 [n, slice]."""
-    for start in range(0, len(head.weight), VOCABULARY_CHUNK):
-        logits = hidden @ head.weight[start : start + VOCABULARY_CHUNK].float().T
-        if head.bias is not None:
-            logits += head.bias[start : start + VOCABULARY_CHUNK].float()
-        yield apply_rule(logits, rule)
-
-
 def plain_logprobs(model: Any, tokens: Sequence[int]) -> torch.Tensor:
     """Return the log-probabilities of all tokens but the first by transformers' own pass, float32 [tokens - 1]."""
     ids = torch.tensor([list(tokens)], device=model.device)
     with library_attention(model.config):
         logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
     return torch.log_softmax(logits, dim=-1).gather(1, ids[0, 1:, None])[:, 0]
-
-
-def apply_rule(output: torch.Tensor, rule: Logits) -> torch.Tensor:
-    """Return the logits that follow from the output of a head."""
-    if rule.scale != 1:
-        output = output * rule.scale
-    return output if rule.cap is None else torch.tanh(output / rule.cap) * rule.cap
 
 
 def raise_if_out_of_memory(error: RuntimeError) -> None:

@@ -19,7 +19,8 @@ from torch.utils.checkpoint import checkpoint
 
 from adapters.architecture import Logits, read_architecture
 from adapters.text import load_tokenizer
-from adapters.torch_backend import apply_rule, load_weights, pick_device, pick_dtype
+from adapters.torch_backend import load_weights, pick_device, pick_dtype
+from adapters.torch_vocabulary import apply_rule
 from harness.adaptation.options import Pretraining
 from harness.errors import UserError
 from harness.progress import Bar

@@ -22,7 +22,8 @@ from transformers.pytorch_utils import Conv1D
 from adapters.architecture import Architecture, model_class, read_architecture
 from adapters.base import library_errors
 from adapters.torch_attention import PACKED_ATTENTION, packed_attention
-from adapters.torch_backend import apply_rule, load_weights, shares_prefixes
+from adapters.torch_backend import load_weights, shares_prefixes
+from adapters.torch_vocabulary import apply_rule
 from harness.errors import UserError, nearest_hint
 from harness.models.heads import HeadLayout, pair_scores
 from harness.quiet import quiet_libraries

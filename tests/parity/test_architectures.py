@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma3ForConditionalGeneration
 
 from adapters.architecture import read_architecture
-from adapters.base import Backend, UserError
+from adapters.base import Backend, Sampling, UserError
 from adapters.mlx_backend import load_mlx
 from adapters.torch_backend import load_torch
 from harness.models.check import check_backend
@@ -72,6 +72,24 @@ def test_torch(architecture: str, directory: Path, expected: tuple[list[int], np
     assert backend.shares_prefixes == (architecture not in RECURRENT)
     assert_right(backend, expected, len(expected[0]))
     assert check_backend(backend, TextEncoder(backend.tokenizer)) < TOLERANCE
+
+
+def test_unequal_prompts_are_continued_as_by_transformers(architecture: str, directory: Path) -> None:
+    """In float32, past the sliding window, with rows that end at different steps."""
+    generator = np.random.default_rng(5)
+    prompts = [[2, *generator.integers(6, VOCABULARY_SIZE, size).tolist()] for size in (3, 2 * WINDOW, 8)]
+    model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
+    ids = [
+        model.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False, pad_token_id=0, eos_token_id=[1, 5])
+        for prompt in prompts
+    ]
+    backend = load_torch("torch", directory, device="cpu", dtype="float32")
+    expected = [
+        backend.tokenizer.decode(row[0][len(prompt) :], skip_special_tokens=True)
+        for row, prompt in zip(ids, prompts, strict=True)
+    ]
+    assert backend.generate(prompts, Sampling(20)) == expected
+    assert backend.generate(prompts[1:2], Sampling(20), remember=True) == expected[1:2]
 
 
 @pytest.mark.parametrize("execution", ["torch", "mlx"])

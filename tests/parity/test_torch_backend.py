@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers.models.gemma3.modeling_gemma3 import eager_attention_forward
 
-from adapters import torch_attention, torch_backend
+from adapters import torch_attention, torch_backend, torch_vocabulary
 from adapters.base import Sampling, UserError
 from adapters.text import cut_at_stop, end_tokens
 from adapters.torch_attention import grouped_attention
@@ -112,7 +112,7 @@ def test_a_token_that_may_see_nothing_does_not_become_nan():
 @pytest.mark.parametrize("vocabulary_chunk", [1, 100, VOCABULARY_SIZE - 1, VOCABULARY_SIZE, 10_000])
 @pytest.mark.parametrize("position_chunk", [1, 7, 10_000])
 def test_log_probabilities_do_not_depend_on_the_chunks(backend, monkeypatch, vocabulary_chunk, position_chunk):
-    monkeypatch.setattr(torch_backend, "VOCABULARY_CHUNK", vocabulary_chunk)
+    monkeypatch.setattr(torch_vocabulary, "VOCABULARY_CHUNK", vocabulary_chunk)
     monkeypatch.setattr(torch_backend, "POSITION_CHUNK", position_chunk)
     generator = np.random.default_rng(3)
     hidden = generator.normal(size=(15, backend.info.hidden_size)).astype(np.float32) * 2

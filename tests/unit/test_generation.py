@@ -79,13 +79,14 @@ class WatchedBackend(Backend):
         prompts: Sequence[Sequence[int]],
         sampling: Sampling,
         on_text: Callable[[int, str], None] | None = None,
+        remember: bool = False,
     ) -> list[str]:
         if self.limit is not None and len(self.batches) >= self.limit:
             raise Interrupted
         self.batches.append(([len(prompt) for prompt in prompts], sampling))
         if self.most_rows is not None and len(prompts) > self.most_rows:
             raise OutOfMemory(f"{len(prompts)} prompts")
-        return self.inner.generate(prompts, sampling, on_text)
+        return self.inner.generate(prompts, sampling, on_text, remember)
 
     def peak_memory(self) -> int | None:
         return None

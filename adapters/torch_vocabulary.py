@@ -1,0 +1,232 @@
+"""From hidden states to the vocabulary in PyTorch: exact logits a slice at a time, and the next token's logits fast.
+
+A small model's vocabulary matrix is most of what is read for a token: 168 of gemma-3-270m's 268 million weights. On a
+CPU the next token is therefore found in two steps: a product with an 8-bit copy of the matrix, whose error has a known
+bound, and exact products for the tokens that the bound leaves in the running. The result is that of the exact product.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from adapters.architecture import Logits
+
+# Rows of the vocabulary matrix that are cast to float32 at a time: 16,384 rows of a 1,152-wide model are 75 MB.
+VOCABULARY_CHUNK = 16_384
+# Smaller vocabularies are projected to exactly: the second copy would save nothing.
+LARGE_VOCABULARY = 32_768
+# States are split in two parts of 7 bits each. With 8, processors without 8-bit dot products would saturate: they add
+# two products in 16 bits.
+STATE_LIMIT = 63
+# A token whose logit is this many temperatures below the largest is 22,000 times less probable: it may keep the logit
+# of the 8-bit product.
+EXACT_NATS = 10.0
+# So many tokens in the running cost more than the whole product.
+MOST_CANDIDATES = 16_384
+# Tokens whose logits are computed in float32 where the first product is of 16 bits.
+RESCORED = 64
+
+
+class NextToken:
+    """The output head of a model, ready for one state of each row at a time.
+
+    Args:
+        head: Weight [vocabulary, hidden size] of any type, and perhaps a bias.
+        rule: How logits follow from the head's output.
+    """
+
+    def __init__(self, head: Any, rule: Logits) -> None:
+        self._head = head
+        self._rule = rule
+        self.device = head.weight.device
+        self._coarse = None
+        if head.weight.device.type == "cpu" and head.bias is None and len(head.weight) >= LARGE_VOCABULARY:
+            # PyTorch's quantised product is not in every build of it.
+            with contextlib.suppress(RuntimeError, AttributeError, TypeError):
+                self._coarse = CoarseProduct(head.weight)
+
+    def likeliest(self, hidden: torch.Tensor) -> list[int]:
+        """Return the token with the largest logit for each row.
+
+        Args:
+            hidden: [rows, hidden size], last hidden states of any type.
+        """
+        if self._coarse is not None:
+            return [self._likeliest_of(*row) for row in zip(hidden.float(), *self._coarse(hidden.float()), strict=True)]
+        weight = self._head.weight
+        if weight.dtype == torch.float32 or self._head.bias is not None or len(weight) < LARGE_VOCABULARY:
+            return self._exact(hidden).argmax(dim=1).tolist()
+        found = (hidden.to(weight.dtype) @ weight.T).topk(RESCORED, dim=1)
+        exact = torch.bmm(weight[found.indices].float(), hidden.float()[:, :, None])[:, :, 0]
+        # The 16-bit result is off by the rounding of its output, and of its state: 2 ** -8 of the logit for bfloat16.
+        margin = found.values[:, :1].float().abs().clamp(min=1) * 2**-6
+        if bool((found.values[:, -1:].float() > found.values[:, :1].float() - margin).any()):
+            return self._exact(hidden).argmax(dim=1).tolist()
+        return found.indices.gather(1, exact.argmax(dim=1, keepdim=True))[:, 0].tolist()
+
+    def logits(self, hidden: torch.Tensor, temperature: float) -> np.ndarray:
+        """Return logits to sample from, float32 [rows, vocabulary].
+
+        Args:
+            hidden: [rows, hidden size], last hidden states of any type.
+            temperature: Of the sampling, above 0; says which tokens matter.
+        """
+        if self._coarse is None:
+            return self._exact(hidden).cpu().numpy()
+        rough, _ = self._coarse(hidden.float())
+        for state, row in zip(hidden.float(), rough, strict=True):
+            candidates = (row >= row.max() - EXACT_NATS * temperature / self._rule.scale).nonzero()[:, 0]
+            if len(candidates) > MOST_CANDIDATES:
+                row.copy_(self._product(state[None])[0])
+            else:
+                row[candidates] = self._head.weight[candidates].float() @ state
+        return apply_rule(rough, self._rule).numpy()
+
+    def _likeliest_of(self, state: torch.Tensor, rough: torch.Tensor, error: torch.Tensor) -> int:
+        best = rough.argmax()
+        least = self._head.weight[best].float() @ state
+        candidates = (rough + error >= least).nonzero()[:, 0]
+        if len(candidates) > MOST_CANDIDATES:
+            return int(self._product(state[None]).argmax())
+        return int(candidates[(self._head.weight[candidates].float() @ state).argmax()])
+
+    def _exact(self, hidden: torch.Tensor) -> torch.Tensor:
+        return apply_rule(self._product(hidden.float()), self._rule)
+
+    def _product(self, hidden: torch.Tensor) -> torch.Tensor:
+        weight = self._head.weight
+        if weight.dtype == torch.float32:
+            return torch.nn.functional.linear(hidden, weight, self._head.bias)
+        return torch.cat(list(head_outputs(hidden, self._head)), dim=1)
+
+
+class CoarseProduct:
+    """The product of states with a vocabulary matrix in 8 bits, and how far it can be from the exact one.
+
+    Args:
+        weight: [vocabulary, hidden size], on the CPU.
+
+    Raises:
+        RuntimeError, AttributeError, TypeError: This PyTorch cannot multiply so.
+    """
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        vocabulary, width = weight.shape
+        rounded = torch.empty(vocabulary, width, dtype=torch.int8)
+        self._scales = torch.empty(vocabulary)
+        self._errors = torch.empty(vocabulary)
+        self._longest = 0.0
+        for start in range(0, vocabulary, VOCABULARY_CHUNK):
+            part = slice(start, start + VOCABULARY_CHUNK)
+            rows = weight[part].float()
+            scales = (rows.abs().amax(dim=1) / 127).clamp(min=1e-30)
+            codes = (rows / scales[:, None]).round_()
+            rounded[part], self._scales[part] = codes, scales
+            self._errors[part] = torch.linalg.vector_norm(rows - codes * scales[:, None], dim=1)
+            self._longest = max(self._longest, float(torch.linalg.vector_norm(rows, dim=1).max()))
+        self._weight = torch.ops.onednn.qlinear_prepack(rounded, None)
+        self._zeros = torch.zeros(vocabulary, dtype=torch.int32)
+        state = torch.randn(1, width, generator=torch.Generator().manual_seed(0))
+        found, error = self(state)
+        some = slice(0, VOCABULARY_CHUNK)
+        if not bool(((found[0, some] - weight[some].float() @ state[0]).abs() <= error[0, some]).all()):
+            raise RuntimeError("the 8-bit product is wrong")
+
+    def __call__(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the product and the bound of its error.
+
+        Args:
+            hidden: float32 [rows, hidden size].
+
+        Returns:
+            float32 [rows, vocabulary], twice.
+        """
+        first, first_scale = _codes(hidden)
+        rest = hidden - first * first_scale
+        second, second_scale = _codes(rest)
+        codes = (torch.cat([first, second]) + (STATE_LIMIT + 1)).to(torch.uint8)
+        products = torch.ops.onednn.qlinear_pointwise(
+            codes, 1.0, STATE_LIMIT + 1, self._weight, self._scales, self._zeros,
+            None, 1.0, 0, torch.float32, "none", [], "",
+        )  # fmt: skip
+        found = torch.addcmul(products[: len(hidden)] * first_scale, products[len(hidden) :], second_scale)
+        # Cauchy-Schwarz for both roundings; a hundred-thousandth covers the sums in float32.
+        length = torch.linalg.vector_norm(hidden, dim=1, keepdim=True)
+        lost = torch.linalg.vector_norm(rest - second * second_scale, dim=1, keepdim=True)
+        return found, torch.addcmul((lost + 1e-5 * length) * self._longest, length, self._errors)
+
+
+def _codes(states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return whole numbers of at most `STATE_LIMIT`, and the factor [rows, 1] that makes them the states."""
+    scale = (states.abs().amax(dim=1, keepdim=True) / STATE_LIMIT).clamp(min=1e-30)
+    return (states / scale).round_(), scale
+
+
+@contextlib.contextmanager
+def exact_bfloat16_products(weight_dtype: torch.dtype) -> Iterator[None]:
+    """Let oneDNN multiply float32 matrices that hold bfloat16 numbers as bfloat16, with sums in float32.
+
+    Hidden states and weights of a bfloat16 model are exact in bfloat16, so nothing is rounded, and the product is about
+    twice as fast. The result must be float32: in bfloat16 one in forty yes/no questions ends in a tie.
+    """
+    if weight_dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():
+        yield
+        return
+    matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
+def vocabulary_pass(
+    hidden: torch.Tensor, head: Any, rows: torch.Tensor, wanted: torch.Tensor, rule: Logits
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Compute logits over the vocabulary in float32, a slice at a time, and keep what log-probabilities need.
+
+    Args:
+        hidden: float32 [n, hidden size].
+        head: Weight [vocabulary, hidden size] of any type, and perhaps a bias.
+        rows: int64 [m], the hidden state that predicts each wanted token.
+        wanted: int64 [m], token ids.
+        rule: How logits follow from the head's output.
+
+    Returns:
+        The logarithm of the sum of exponentials [n], the largest logit [n], the wanted logits [m]; all float32.
+    """
+    best = torch.full((len(hidden),), -torch.inf, device=hidden.device)
+    total = torch.zeros_like(best)
+    logits_wanted = torch.empty(len(wanted), device=hidden.device)
+    start = 0
+    for output in head_outputs(hidden, head):
+        logits = apply_rule(output, rule)
+        inside = (wanted >= start) & (wanted < start + logits.shape[1])
+        logits_wanted[inside] = logits[rows[inside], wanted[inside] - start]
+        new_best = torch.maximum(best, logits.max(dim=1).values)
+        total = total * torch.exp(best - new_best) + torch.exp(logits.sub_(new_best[:, None])).sum(dim=1)
+        best = new_best
+        start += logits.shape[1]
+    return best + torch.log(total), best, logits_wanted
+
+
+def head_outputs(hidden: torch.Tensor, head: Any) -> Iterator[torch.Tensor]:
+    """Yield the head's output a slice of the vocabulary at a time, float32 [n, slice]."""
+    for start in range(0, len(head.weight), VOCABULARY_CHUNK):
+        output = hidden @ head.weight[start : start + VOCABULARY_CHUNK].float().T
+        if head.bias is not None:
+            output += head.bias[start : start + VOCABULARY_CHUNK].float()
+        yield output
+
+
+def apply_rule(output: torch.Tensor, rule: Logits) -> torch.Tensor:
+    """Return the logits that follow from the output of a head."""
+    if rule.scale != 1:
+        output = output * rule.scale
+    return output if rule.cap is None else torch.tanh(output / rule.cap) * rule.cap
