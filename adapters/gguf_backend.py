@@ -8,6 +8,7 @@ The GPU paths follow llama.cpp's documented API and were not run where this was 
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,19 +19,11 @@ import numpy as np
 from adapters.architecture import Logits
 from adapters.base import Backend, BackendInfo, OutOfMemory, Prefix, Sampling
 from adapters.ggml_product import VocabularyProduct
-from adapters.llama_context import (
-    OUTPUTS,
-    PHYSICAL_BATCH,
-    SEQUENCES,
-    ContextSettings,
-    LlamaContext,
-    LlamaModel,
-)
-from adapters.sampling import next_token, row_generators
-from adapters.text import growing_answers
+from adapters.llama_context import CELLS, OUTPUTS, SEQUENCES, ContextSettings, LlamaContext, LlamaModel, decode_rows
+from adapters.llama_generation import LlamaGeneration
 
-# Cells are asked for in steps of this many.
-_CELLS = 256
+# Prompts continued together; as many sequences again are left for remembered texts.
+TOGETHER = SEQUENCES // 2
 # Positions projected at a time: 64 MB of logits for a vocabulary of 262,144.
 _POSITIONS = 64
 
@@ -98,15 +91,12 @@ class GgufBackend(Backend):
         self.tokenizer = tokenizer
         self.info = info
         self.shares_prefixes = model.has_plain_cache
-        self._stop_tokens = stop_tokens
         self._rule = rule
         self._cache = _Cache(self._context(2 * info.batch_tokens, reads_states=True))
-        # Generation computes logits, so it needs a context without the callback that stops before them.
-        self._dialogue: LlamaContext | None = None
-        self._said: list[int] = []  # tokens of the dialogue's first sequence that are in its cells
+        self._generation = LlamaGeneration(model, settings, tokenizer, stop_tokens)
 
     def _context(self, tokens: int, reads_states: bool) -> LlamaContext:
-        cells = -(-tokens // _CELLS) * _CELLS
+        cells = -(-tokens // CELLS) * CELLS
         return LlamaContext(self._model, cells, self._settings, reads_states)
 
     def hidden_states(
@@ -125,8 +115,8 @@ class GgufBackend(Backend):
             before = prefix.tokens if prefix else ()
             return states, GgufPrefix((*before, *rows[0]), self._cache, sequence)
         parts = []
-        for start in range(0, len(rows), SEQUENCES // 2):
-            part = slice(start, start + SEQUENCES // 2)
+        for start in range(0, len(rows), TOGETHER):
+            part = slice(start, start + TOGETHER)
             parts.append(self._compute(rows[part], positions[part], prefix, keep=False)[0])
         return np.concatenate(parts), None
 
@@ -148,7 +138,8 @@ class GgufBackend(Backend):
                 taken.append(cache.take())
                 if prefix is not None:
                     cache.context.copy(prefix.sequence, taken[-1])
-            states = _decode_rows(cache.context, rows, positions, start, taken, self.info.hidden_size)
+            starts = [start] * len(rows)
+            states = decode_rows(cache.context, rows, positions, starts, taken, self.info.hidden_size)
             done = True
         finally:
             for sequence in taken[:-1] if keep and done else taken:
@@ -212,126 +203,19 @@ class GgufBackend(Backend):
         prompts: Sequence[Sequence[int]],
         sampling: Sampling,
         on_text: Callable[[int, str], None] | None = None,
+        remember: bool = False,
     ) -> list[str]:
         if sampling.max_new_tokens < 1:
             return [""] * len(prompts)
-        answers = growing_answers(len(prompts), sampling.stop, on_text)
-        for start in range(0, len(prompts), OUTPUTS):
-            part = range(start, min(start + OUTPUTS, len(prompts)))
-            self._generate([list(prompts[number]) for number in part], sampling, [answers[number] for number in part])
-        return [answer.finish() for answer in answers]
-
-    def _generate(self, prompts: list[list[int]], sampling: Sampling, answers: list[Any]) -> None:
-        logits = self._prefill(prompts, sampling.max_new_tokens)
-        context = self._dialogue
-        assert context is not None
-        generators = row_generators(sampling, len(prompts))
-        ids: list[list[int]] = [[] for _ in prompts]
-        active = list(range(len(prompts)))
-        try:
-            while True:
-                going = []
-                for row, place in zip(active, range(len(active)), strict=True):
-                    token = next_token(logits[place], sampling, generators[row])
-                    if token in self._stop_tokens or self._model.ends_text(token):
-                        continue
-                    ids[row].append(token)
-                    text = self.tokenizer.decode(ids[row], skip_special_tokens=True)
-                    if not answers[row].update(text) and len(ids[row]) < sampling.max_new_tokens:
-                        going.append(row)
-                active = going
-                if not active:
-                    break
-                logits = context.decode(
-                    [ids[row][-1] for row in active],
-                    [len(prompts[row]) + len(ids[row]) - 1 for row in active],
-                    active,
-                    range(len(active)),
-                )
-        finally:
-            for row in range(1, len(prompts)):
-                context.remove(row)
-        self._said = (prompts[0] + ids[0])[: len(prompts[0]) + max(0, len(ids[0]) - 1)]
-
-    def _prefill(self, prompts: list[list[int]], new_tokens: int) -> np.ndarray:
-        """Compute the prompts, the start that all share once, and return the logits after each.
-
-        What the last call left in the first sequence is used again as far as a single prompt repeats it, so the next
-        turn of a dialogue computes its own tokens only. Batches never do so: their texts depend on their prompts alone.
-        """
-        needed = sum(map(len, prompts)) + len(prompts) * new_tokens
-        if self._dialogue is None or self._dialogue.cells < needed:
-            self._said = []
-            self._dialogue = None  # before the larger one is made
-            self._dialogue = self._context(needed, reads_states=False)
-        context = self._dialogue
-        said, self._said = self._said, []  # nothing is known of the cells if this is interrupted
-        # The last token of a prompt is computed in any case, for its logits.
-        if len(prompts) == 1:
-            shared = _shared_length([prompts[0][:-1], said])
-            if not context.remove(0, shared):
-                shared = 0
-        else:
-            context.remove(0)
-            shared = min(_shared_length(prompts), min(map(len, prompts)) - 1)
-            _decode_rows(context, [prompts[0][:shared]], [[]], 0, [0], 0)
-            for row in range(1, len(prompts)):
-                context.remove(row)
-                context.copy(0, row)
-        rows = [prompt[shared:] for prompt in prompts]
-        return _decode_rows(
-            context, rows, [[len(row) - 1] for row in rows], shared, range(len(rows)), self.info.vocabulary_size
-        )
+        texts: list[str] = []
+        for start in range(0, len(prompts), TOGETHER):
+            report = functools.partial(_report_later, on_text, start) if on_text else None
+            texts += self._generation.generate(prompts[start : start + TOGETHER], sampling, report, remember)
+        return texts
 
     def peak_memory(self) -> int | None:
         return None  # llama.cpp keeps no peak of its own
 
 
-def _decode_rows(
-    context: LlamaContext,
-    rows: Sequence[Sequence[int]],
-    positions: Sequence[Sequence[int]],
-    start: int,
-    sequences: Sequence[int],
-    width: int,
-) -> np.ndarray:
-    """Decode rows that all begin at the position `start`, and return what is asked for, float32 [positions, width]."""
-    numbers: dict[tuple[int, int], int] = {}
-    for row, places in enumerate(positions):
-        for place in sorted(set(places)):
-            numbers[row, place] = len(numbers)
-    found = np.empty((len(numbers), width), dtype=np.float32)
-    tokens: list[int] = []
-    places_of: list[int] = []
-    sequence_of: list[int] = []
-    wanted: list[int] = []
-    done = 0
-
-    def flush() -> None:
-        nonlocal done
-        if tokens:
-            result = context.decode(tokens, places_of, sequence_of, wanted)
-            if wanted:
-                found[done : done + len(wanted)] = result
-                done += len(wanted)
-            for part in (tokens, places_of, sequence_of, wanted):
-                part.clear()
-
-    for row, (ids, sequence) in enumerate(zip(rows, sequences, strict=True)):
-        for place, token in enumerate(ids):
-            if len(tokens) == PHYSICAL_BATCH or len(wanted) == OUTPUTS:
-                flush()
-            if (row, place) in numbers:
-                wanted.append(len(tokens))
-            tokens.append(token)
-            places_of.append(start + place)
-            sequence_of.append(sequence)
-    flush()
-    return found[[numbers[row, place] for row, places in enumerate(positions) for place in places]]
-
-
-def _shared_length(rows: Sequence[Sequence[int]]) -> int:
-    """Return how many tokens all rows begin with in common."""
-    length = min(map(len, rows))
-    first = rows[0]
-    return next((place for place in range(length) if any(row[place] != first[place] for row in rows)), length)
+def _report_later(on_text: Callable[[int, str], None], start: int, number: int, text: str) -> None:
+    on_text(start + number, text)

@@ -23,6 +23,8 @@ from adapters.llama_library import (
 
 # Sequences that a context tells apart; llama.cpp allows 256 at most.
 SEQUENCES = 64
+# Cells are asked for in steps of this many.
+CELLS = 256
 # Positions of one call whose logits have room: each takes 1 MiB for a vocabulary of 262,144, twice.
 OUTPUTS = 64
 # Tokens that llama.cpp computes together; its own default.
@@ -145,13 +147,13 @@ class LlamaContext:
         if getattr(self, "_pointer", None):
             self._library.llama_free(self._pointer)
 
-    def copy(self, source: int, target: int) -> None:
-        """Let all cells of one sequence belong to another one too."""
-        self._library.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+    def copy(self, source: int, target: int, length: int = -1) -> None:
+        """Let the cells of one sequence, all of them or the first ones, belong to another one too."""
+        self._library.llama_memory_seq_cp(self._memory, source, target, -1 if length < 0 else 0, length)
 
-    def remove(self, sequence: int, start: int = 0) -> bool:
-        """Take a sequence's cells from a position on; return False if this cache cannot do so from the middle."""
-        return self._library.llama_memory_seq_rm(self._memory, sequence, start or -1, -1)
+    def remove(self, sequence: int) -> None:
+        """Take a sequence's cells; those of other sequences stay."""
+        self._library.llama_memory_seq_rm(self._memory, sequence, -1, -1)
 
     def decode(
         self, tokens: Sequence[int], places: Sequence[int], sequences: Sequence[int], wanted: Sequence[int]
@@ -231,3 +233,58 @@ class LlamaContext:
             self._library.ggml_backend_tensor_get(tensor, states.ctypes.data, 0, states.nbytes)
             self._states.append(states)
         return ask
+
+
+def decode_rows(
+    context: LlamaContext,
+    rows: Sequence[Sequence[int]],
+    positions: Sequence[Sequence[int]],
+    starts: Sequence[int],
+    sequences: Sequence[int],
+    width: int,
+) -> np.ndarray:
+    """Decode rows in calls that llama.cpp takes, without padding.
+
+    Args:
+        context: Holds the sequences up to where the rows begin.
+        rows: Token ids.
+        positions: For each row, the places in it whose results are returned.
+        starts: For each row, its first token's position in its sequence.
+        sequences: Of each row.
+        width: Of a result: hidden size or vocabulary.
+
+    Returns:
+        float32 [number of positions, width].
+    """
+    numbers: dict[tuple[int, int], int] = {}
+    for row, places in enumerate(positions):
+        for place in sorted(set(places)):
+            numbers[row, place] = len(numbers)
+    found = np.empty((len(numbers), width), dtype=np.float32)
+    tokens: list[int] = []
+    places_of: list[int] = []
+    sequence_of: list[int] = []
+    wanted: list[int] = []
+    done = 0
+
+    def flush() -> None:
+        nonlocal done
+        if tokens:
+            result = context.decode(tokens, places_of, sequence_of, wanted)
+            if wanted:
+                found[done : done + len(wanted)] = result
+                done += len(wanted)
+            for part in (tokens, places_of, sequence_of, wanted):
+                part.clear()
+
+    for row, (ids, start, sequence) in enumerate(zip(rows, starts, sequences, strict=True)):
+        for place, token in enumerate(ids):
+            if len(tokens) == PHYSICAL_BATCH or len(wanted) == OUTPUTS:
+                flush()
+            if (row, place) in numbers:
+                wanted.append(len(tokens))
+            tokens.append(token)
+            places_of.append(start + place)
+            sequence_of.append(sequence)
+    flush()
+    return found[[numbers[row, place] for row, places in enumerate(positions) for place in places]]

@@ -40,12 +40,6 @@ def _copy(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
-def common_length(a: Sequence[int], b: Sequence[int]) -> int:
-    """Return the number of tokens with which both begin."""
-    shortest = min(len(a), len(b))
-    return next((place for place in range(shortest) if a[place] != b[place]), shortest)
-
-
 def extend(decoder: Any, start: Computed, rows: Sequence[Sequence[int]]) -> tuple[list[Computed], torch.Tensor]:
     """Compute rows of tokens, each after the same start.
 

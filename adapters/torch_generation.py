@@ -7,7 +7,6 @@ later prompts that begin with them, as the next turn of a dialogue does.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,44 +15,14 @@ import transformers
 
 from adapters.architecture import Logits
 from adapters.base import Sampling
-from adapters.sampling import next_token, row_generators
-from adapters.text import GrowingAnswer, GrowingTokens, growing_answers
-from adapters.torch_cache import Batch, Computed, common_length, extend
+from adapters.growing import LEAST_SHARED, REMEMBERED_TOKENS, Row, common_length, new_rows
+from adapters.sampling import next_token
+from adapters.text import GrowingAnswer, growing_answers
+from adapters.torch_cache import Batch, Computed, extend
 from adapters.torch_decoder import stepping_decoder
 from adapters.torch_vocabulary import NextToken
 
-# A shorter common beginning is not worth a pass of its own.
-LEAST_SHARED = 16
-# Tokens of remembered texts: some dialogues of the bot. 8,192 tokens of gemma-3-270m are 300 MB in float32.
-REMEMBERED_TOKENS = 8_192
 NOTHING = Computed((), ())
-
-
-@dataclass
-class Row:
-    """A text that grows.
-
-    Attributes:
-        prompt: Its tokens.
-        tokens: Those after the prompt.
-        answer: Their text, for whoever watches it grow.
-        generator: Of the random numbers that choose its tokens.
-    """
-
-    prompt: Sequence[int]
-    tokens: GrowingTokens
-    answer: GrowingAnswer
-    generator: np.random.Generator
-
-    def add(self, token: int, ends: bool, watched: bool) -> bool:
-        """Append a token; return whether the text ends with it."""
-        self.tokens.ids.append(token)
-        return (watched and self.answer.update(self.tokens.text())) or ends
-
-    def finish(self, tokenizer: Any) -> str:
-        """Return the final text."""
-        self.answer.update(tokenizer.decode(self.tokens.ids, skip_special_tokens=True))
-        return self.answer.finish()
 
 
 class Generation:
@@ -83,11 +52,7 @@ class Generation:
         remember: bool,
     ) -> list[str]:
         """Do `Backend.generate` for at least one prompt and one new token."""
-        answers = growing_answers(len(prompts), sampling.stop, on_text)
-        rows = [
-            Row(prompt, GrowingTokens(self._tokenizer), answer, generator)
-            for prompt, answer, generator in zip(prompts, answers, row_generators(sampling, len(prompts)), strict=True)
-        ]
+        rows = new_rows(prompts, sampling, on_text, self._tokenizer)
         computed, hidden = self._read(prompts, remember)
         batch = Batch(self._stepping, computed, self._dtype)
         del computed

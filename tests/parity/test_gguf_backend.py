@@ -147,15 +147,16 @@ def test_greedy_texts_are_those_of_transformers(architecture, exact, model):
     assert backend.generate(prompts, Sampling(length)) == expected
 
 
-def test_the_next_turn_of_a_dialogue_gives_the_text_of_a_fresh_one(load, exact):
-    backend = exact
-    first = _random_tokens(backend, 20)
-    backend.generate([first], Sampling(8))
-    said = list(backend._said)
-    assert len(said) > len(first)
-    second = [*said, *_random_tokens(backend, 10, 5)]
-    continued = backend.generate([second], Sampling(8))
-    assert continued == load("gguf-f32").generate([second], Sampling(8))
+def test_the_next_turn_of_a_remembered_dialogue_gives_the_text_of_a_fresh_one(load, exact):
+    first, other = _random_tokens(exact, 40), _random_tokens(exact, 30, 1)
+    exact.generate([first, other], Sampling(8), remember=True)
+    told = [list(text.tokens) for text in exact._generation._remembered]
+    assert [tokens[: len(prompt)] for tokens, prompt in zip(told, (first, other), strict=True)] == [first, other]
+    turns = [[*told[1], *_random_tokens(exact, 10, 5)], [*told[0], *_random_tokens(exact, 20, 6)], first]
+    fresh = load("gguf-f32")
+    assert exact.generate(turns, Sampling(8), remember=True) == [
+        fresh.generate([turn], Sampling(8))[0] for turn in turns
+    ]
 
 
 @pytest.mark.parametrize(
