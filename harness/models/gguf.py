@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from adapters.gguf_file import Header, gemma_query_scalar, read_header, read_tensor
+from adapters.gguf_file import ArrayLength, Header, gemma_query_scalar, read_header, read_tensor
 from harness.errors import UserError
 
 ARCHITECTURE = "gemma3"
 _NO_LANGUAGE_MODELS = ("clip", "mmproj")
+_PERIOD = 6
 # Key in the header -> field of Gemma3TextConfig.
 _CONFIG_FIELDS = {
     "general.name": "_model_name_or_path",
@@ -29,6 +30,8 @@ _CONFIG_FIELDS = {
     "gemma3.attention.head_count_kv": "num_key_value_heads",
     "gemma3.attention.layer_norm_rms_epsilon": "rms_norm_eps",
     "gemma3.attention.sliding_window": "sliding_window",
+    "gemma3.rope.freq_base_swa": "rope_local_base_freq",
+    "gemma3.final_logit_softcapping": "final_logit_softcapping",
     "gemma3.vocab_size": "vocab_size",
     "tokenizer.ggml.bos_token_id": "bos_token_id",
     "tokenizer.ggml.eos_token_id": "eos_token_id",
@@ -90,6 +93,7 @@ def _configuration(file: Path, header: Header) -> Any:
     from transformers import Gemma3TextConfig
 
     fields = {field: header.values[key] for key, field in _CONFIG_FIELDS.items() if key in header.values}
+    fields["layer_types"] = _layer_types(file, header)
     fields["query_pre_attn_scalar"] = gemma_query_scalar(fields)
     fields.setdefault("vocab_size", header.values["tokenizer.ggml.tokens"])
     kind = header.values.get("gemma3.rope.scaling.type", "none")
@@ -98,6 +102,19 @@ def _configuration(file: Path, header: Header) -> Any:
     elif kind != "none":
         raise UserError(f"{file} scales its positions by {kind}, which is not supported", "name another file")
     return Gemma3TextConfig.from_dict({**fields, "tie_word_embeddings": "output.weight" not in header.tensors})
+
+
+def _layer_types(file: Path, header: Header) -> list[str]:
+    """Return which layers see all tokens, and which those in a window: all but every sixth where nothing else is said."""
+    period = header.values.get(f"{ARCHITECTURE}.attention.sliding_window_pattern", _PERIOD)
+    if isinstance(period, ArrayLength):
+        raise UserError(
+            f"{file} names the layers with a window one by one, which is not supported", "name another file"
+        )
+    if f"{ARCHITECTURE}.attention.sliding_window" not in header.values:
+        period = 1
+    layers = range(1, header.values[f"{ARCHITECTURE}.block_count"] + 1)
+    return ["sliding_attention" if period == 0 or layer % period else "full_attention" for layer in layers]
 
 
 def _weights(file: Path, header: Header, config: Any) -> dict[str, Any]:

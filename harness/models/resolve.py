@@ -178,7 +178,7 @@ def provide(reference: ModelReference) -> LocalModel:
     if _is_gguf(path):
         if not path.is_file():
             raise UserError(f"no file {name}", "name an existing .gguf file")
-        return _from_file(path, path.stem)
+        return _from_file(path)
     if path.is_dir():
         return _from_directory(path, path.resolve().name, str(path))
     if _HUB_NAME.fullmatch(name) and not name.startswith(("./", "../")):
@@ -194,9 +194,10 @@ def provide(reference: ModelReference) -> LocalModel:
 def _from_checkpoint(directory: Path, checkpoint: Checkpoint) -> LocalModel:
     """Fuse the checkpoint's changes into its base model, once."""
     if checkpoint.adaptation == "merged":
-        origin, file = f"{checkpoint.name} on {checkpoint.base.origin}, changed", gguf_file(directory, checkpoint)
-        whole = _from_file(file, checkpoint.name) if file else _checked(directory, checkpoint.name, origin)
-        return dataclasses.replace(whole, origin=origin, checkpoint=directory)
+        file = gguf_file(directory, checkpoint)
+        whole = _from_file(file) if file else _checked(directory, "", "")
+        origin = f"{checkpoint.name} on {checkpoint.base.origin}, changed"
+        return dataclasses.replace(whole, name=checkpoint.name, origin=origin, checkpoint=directory)
     base = provide(find_model(checkpoint.base.model))
     # A converted file's configuration names the library that wrote it, so the origin, with its hash, counts as well.
     if checkpoint.base.sha256 != base.fingerprint and checkpoint.base.origin != base.origin:
@@ -268,8 +269,8 @@ def _is_gguf(path: Path) -> bool:
     return path.suffix.lower() == ".gguf"
 
 
-def _from_file(file: Path, name: str) -> LocalModel:
-    converted = _from_gguf(file, name, f"{file.name} sha256:{file_hash(file)[:12]}")
+def _from_file(file: Path) -> LocalModel:
+    converted = _from_gguf(file, file.stem, f"{file.name} sha256:{file_hash(file)[:12]}")
     return dataclasses.replace(converted, gguf=file)
 
 
