@@ -70,6 +70,7 @@ def _convert_gemma3(file: Path, header: Header, target: Path) -> None:
     import torch
     from transformers import Gemma3ForCausalLM, GemmaTokenizer
 
+    from harness.models.gguf_library import put_bos
     from harness.quiet import quiet_libraries
 
     config = _configuration(file, header)
@@ -85,7 +86,10 @@ def _convert_gemma3(file: Path, header: Header, target: Path) -> None:
         if missing := sorted(report["missing_keys"]):
             raise UserError(f"{file} lacks {len(missing)} weights, {missing[0]} among them", "copy the file again")
         model.save_pretrained(target)
-        GemmaTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(target)
+        tokenizer = GemmaTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    if header.values.get("tokenizer.ggml.model") == "gemma4":  # for which transformers' reader forgets the BOS
+        put_bos(tokenizer, header.values.get("tokenizer.ggml.add_bos_token", True))
+    tokenizer.save_pretrained(target)
 
 
 def _configuration(file: Path, header: Header) -> Any:
@@ -105,7 +109,7 @@ def _configuration(file: Path, header: Header) -> Any:
 
 
 def _layer_types(file: Path, header: Header) -> list[str]:
-    """Return which layers see all tokens, and which those in a window: all but every sixth where nothing else is said."""
+    """Return which layers see all tokens, and which a window: all but every sixth, unless the file says more."""
     period = header.values.get(f"{ARCHITECTURE}.attention.sliding_window_pattern", _PERIOD)
     if isinstance(period, ArrayLength):
         raise UserError(

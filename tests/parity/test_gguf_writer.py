@@ -23,6 +23,7 @@ from adapters.gguf_types import KINDS, ModelShape, tensor_type
 from adapters.gguf_vocabulary import read_vocabulary
 from adapters.gguf_writer import write_gguf
 from adapters.llama_library import library_file, load_library
+from adapters.text import load_tokenizer
 from adapters.torch_backend import load_weights
 from harness.adaptation.tokenizer_file import extended
 from harness.models.gguf import convert_gguf
@@ -225,6 +226,33 @@ def test_llama_cpp_encodes_texts_as_the_tokenizer_does(tmp_path: Path, name: str
     llama = LlamaFile(file, vocabulary_only=True)
     for text in (*ODD, *mini_texts()):
         assert llama.tokens(text) == tokenizer._tokenizer.encode(text).ids, text
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name"),
+    [
+        ("gemma3_text", "gemma"),
+        ("gemma3_text", "gemma, extended"),
+        ("llama", "gemma"),
+        ("llama", "llama 2"),
+        ("llama", "llama 3, joined"),
+        ("qwen3", "qwen"),
+        ("qwen3", "llama 3"),
+        ("qwen3", "smollm"),
+    ],
+)
+def test_the_converter_of_the_other_direction_reads_the_tokenizer_back(
+    tmp_path: Path, architecture: str, name: str
+) -> None:
+    tokenizer = TOKENIZERS[name]()
+    model_dir = make_tiny_model(architecture, tmp_path / "model", vocab_size=ROWS)
+    tokenizer.save_pretrained(model_dir)
+    write_gguf(model_dir, tmp_path / "model.gguf", "bf16")
+    (tmp_path / "back").mkdir()
+    convert_gguf(tmp_path / "model.gguf", tmp_path / "back")
+    back = load_tokenizer(tmp_path / "back")
+    for text in mini_texts():
+        assert back._tokenizer.encode(text).ids == tokenizer._tokenizer.encode(text).ids, text
 
 
 # --- quantised tensors ------------------------------------------------------------------------------------------------
