@@ -40,12 +40,16 @@ class StoredTensor:
     offset: int
 
 
+class ArrayLength(int):
+    """The length of an array in the header, whose values are skipped."""
+
+
 @dataclass(frozen=True)
 class Header:
     """The header of a GGUF file.
 
     Attributes:
-        values: By key; of an array only its length.
+        values: By key; of an array its `ArrayLength`.
         tensors: By name.
         data_start: Where the first tensor begins, in bytes.
     """
@@ -110,7 +114,7 @@ def _read_value(stream: BinaryIO, kind: int) -> Any:
     else:
         for _ in range(length):
             _read_value(stream, element)
-    return length
+    return ArrayLength(length)
 
 
 def _read_tensor(stream: BinaryIO) -> tuple[str, StoredTensor]:

@@ -80,6 +80,8 @@ def read_vocabulary(tokenizer: Any, rows: int) -> Vocabulary:
         if _scores_suffice(pairs, model["vocab"]):
             settings |= {"ggml.model": "llama", "ggml.pre": "default"}
             scores, merges = _scores(tokens, types, pairs), None
+        elif any("\n" in pair[0] + pair[1] and (pair[0] + pair[1]).strip("\n") for pair in pairs):
+            raise UserError("the model's tokenizer joins line breaks with letters, which llama.cpp does not do", _OTHER)
         else:
             settings |= {"ggml.model": "gemma4"}
     return Vocabulary(tokens, types, scores, merges, settings)

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from adapters.gguf_file import Header, gemma_query_scalar, read_header, read_tensor
+from adapters.gguf_file import ArrayLength, Header, gemma_query_scalar, read_header, read_tensor
 from harness.errors import UserError
 
 ARCHITECTURE = "gemma3"
 _NO_LANGUAGE_MODELS = ("clip", "mmproj")
+_PERIOD = 6
 # Key in the header -> field of Gemma3TextConfig.
 _CONFIG_FIELDS = {
     "general.name": "_model_name_or_path",
@@ -29,6 +30,8 @@ _CONFIG_FIELDS = {
     "gemma3.attention.head_count_kv": "num_key_value_heads",
     "gemma3.attention.layer_norm_rms_epsilon": "rms_norm_eps",
     "gemma3.attention.sliding_window": "sliding_window",
+    "gemma3.rope.freq_base_swa": "rope_local_base_freq",
+    "gemma3.final_logit_softcapping": "final_logit_softcapping",
     "gemma3.vocab_size": "vocab_size",
     "tokenizer.ggml.bos_token_id": "bos_token_id",
     "tokenizer.ggml.eos_token_id": "eos_token_id",
@@ -73,7 +76,7 @@ def describe_gguf(file: Path, target: Path) -> None:
         raise UserError(f"{file} is a later part of a model", "name its first part, …-00001-of-…")
     if header.values["general.architecture"] == ARCHITECTURE:
         _configuration(file, header).save_pretrained(target)
-        _save_gemma_tokenizer(file, target)
+        _save_gemma_tokenizer(file, header, target)
     else:
         from harness.models.gguf_library import describe_with_transformers
 
@@ -120,16 +123,20 @@ def _convert_gemma3(file: Path, header: Header, target: Path) -> None:
         if missing := sorted(report["missing_keys"]):
             raise UserError(f"{file} lacks {len(missing)} weights, {missing[0]} among them", "copy the file again")
         model.save_pretrained(target)
-    _save_gemma_tokenizer(file, target)
+    _save_gemma_tokenizer(file, header, target)
 
 
-def _save_gemma_tokenizer(file: Path, target: Path) -> None:
+def _save_gemma_tokenizer(file: Path, header: Header, target: Path) -> None:
     from transformers import GemmaTokenizer
 
+    from harness.models.gguf_library import put_bos
     from harness.quiet import quiet_libraries
 
     with quiet_libraries():
-        GemmaTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(target)
+        tokenizer = GemmaTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    if header.values.get("tokenizer.ggml.model") == "gemma4":  # for which transformers' reader forgets the BOS
+        put_bos(tokenizer, header.values.get("tokenizer.ggml.add_bos_token", True))
+    tokenizer.save_pretrained(target)
 
 
 def _configuration(file: Path, header: Header) -> Any:
@@ -137,6 +144,7 @@ def _configuration(file: Path, header: Header) -> Any:
     from transformers import Gemma3TextConfig
 
     fields = {field: header.values[key] for key, field in _CONFIG_FIELDS.items() if key in header.values}
+    fields["layer_types"] = _layer_types(file, header)
     fields["query_pre_attn_scalar"] = gemma_query_scalar(fields)
     fields.setdefault("vocab_size", header.values["tokenizer.ggml.tokens"])
     kind = header.values.get("gemma3.rope.scaling.type", "none")
@@ -145,6 +153,19 @@ def _configuration(file: Path, header: Header) -> Any:
     elif kind != "none":
         raise UserError(f"{file} scales its positions by {kind}, which is not supported", "name another file")
     return Gemma3TextConfig.from_dict({**fields, "tie_word_embeddings": "output.weight" not in header.tensors})
+
+
+def _layer_types(file: Path, header: Header) -> list[str]:
+    """Return which layers see all tokens, and which a window: all but every sixth, unless the file says more."""
+    period = header.values.get(f"{ARCHITECTURE}.attention.sliding_window_pattern", _PERIOD)
+    if isinstance(period, ArrayLength):
+        raise UserError(
+            f"{file} names the layers with a window one by one, which is not supported", "name another file"
+        )
+    if f"{ARCHITECTURE}.attention.sliding_window" not in header.values:
+        period = 1
+    layers = range(1, header.values[f"{ARCHITECTURE}.block_count"] + 1)
+    return ["sliding_attention" if period == 0 or layer % period else "full_attention" for layer in layers]
 
 
 def _weights(file: Path, header: Header, config: Any) -> dict[str, Any]:

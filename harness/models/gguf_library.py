@@ -157,8 +157,7 @@ def _mend_tokenizer(file: Path, header: Header, tokenizer: Any) -> None:
     Raises:
         UserError: The file names a way of cutting that is not known here.
     """
-    from tokenizers import Regex, pre_tokenizers
-    from tokenizers.processors import TemplateProcessing
+    from tokenizers import Regex, decoders, pre_tokenizers
 
     kind, cut = (header.values.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
     backend = tokenizer.backend_tokenizer
@@ -172,10 +171,19 @@ def _mend_tokenizer(file: Path, header: Header, tokenizer: Any) -> None:
             before = [pre_tokenizers.Split(Regex(str(CUTS[cut])), "isolated")] if CUTS[cut] else []
         backend.pre_tokenizer = pre_tokenizers.Sequence([*before, byte_level])
         backend.model.ignore_merges = cut in IGNORE_MERGES
-    adds_bos = header.values.get("tokenizer.ggml.add_bos_token", kind == "llama" or cut in IGNORE_MERGES)
-    bos = f"{tokenizer.bos_token} " if adds_bos and tokenizer.bos_token else ""
+    elif kind == "llama" and not header.values.get("tokenizer.ggml.add_space_prefix", True):
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
+        backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    put_bos(tokenizer, header.values.get("tokenizer.ggml.add_bos_token", kind == "llama" or cut in IGNORE_MERGES))
+
+
+def put_bos(tokenizer: Any, wanted: bool) -> None:
+    """Let a tokenizer put BOS before a text, or nothing."""
+    from tokenizers.processors import TemplateProcessing
+
+    bos = f"{tokenizer.bos_token} " if wanted and tokenizer.bos_token else ""
     special = [(tokenizer.bos_token, tokenizer.bos_token_id)] if bos else []
-    backend.post_processor = TemplateProcessing(single=f"{bos}$A", special_tokens=special)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{bos}$A", special_tokens=special)
 
 
 def _tensors_read(model: Any, architecture: str) -> set[str]:

@@ -182,7 +182,7 @@ def provide(reference: ModelReference, weights: bool = True) -> LocalModel:
     if _is_gguf(path):
         if not path.is_file():
             raise UserError(f"no file {name}", "name an existing .gguf file")
-        return _from_gguf(path, path.stem, weights)
+        return _from_gguf(path, weights)
     if path.is_dir():
         return _from_directory(path, path.resolve().name, str(path))
     if _HUB_NAME.fullmatch(name) and not name.startswith(("./", "../")):
@@ -198,10 +198,10 @@ def provide(reference: ModelReference, weights: bool = True) -> LocalModel:
 def _from_checkpoint(directory: Path, checkpoint: Checkpoint, weights: bool) -> LocalModel:
     """Fuse the checkpoint's changes into its base model, once."""
     if checkpoint.adaptation == "merged":
-        origin, file = f"{checkpoint.name} on {checkpoint.base.origin}, changed", gguf_file(directory, checkpoint)
-        name = checkpoint.name
-        whole = _from_gguf(file, name, weights) if file else _checked(directory, name, origin)
-        return dataclasses.replace(whole, origin=origin, checkpoint=directory)
+        file = gguf_file(directory, checkpoint)
+        whole = _from_gguf(file, weights) if file else _checked(directory, "", "")
+        origin = f"{checkpoint.name} on {checkpoint.base.origin}, changed"
+        return dataclasses.replace(whole, name=checkpoint.name, origin=origin, checkpoint=directory)
     base = provide(find_model(checkpoint.base.model))
     # A converted file's configuration names the library that wrote it, so the origin, with its hash, counts as well.
     if checkpoint.base.sha256 != base.fingerprint and checkpoint.base.origin != base.origin:
@@ -285,9 +285,9 @@ def _converted_name(gguf_hash: str) -> str:
     return f"models/gguf{_GGUF_VERSION}-{gguf_hash[:16]}"
 
 
-def _from_gguf(file: Path, name: str, weights: bool) -> LocalModel:
+def _from_gguf(file: Path, weights: bool) -> LocalModel:
     digest = file_hash(file)
-    local = _checked(_converted(file, digest, weights), name, f"{file.name} sha256:{digest[:12]}", weights)
+    local = _checked(_converted(file, digest, weights), file.stem, f"{file.name} sha256:{digest[:12]}", weights)
     return dataclasses.replace(local, fingerprint=digest, gguf=file)
 
 
