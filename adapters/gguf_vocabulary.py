@@ -65,9 +65,12 @@ def read_vocabulary(tokenizer: Any, rows: int) -> Vocabulary:
     model = content["model"]
     if model["type"] != "BPE" or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
         raise UserError(f"a {model['type']} tokenizer of this form cannot be written to a GGUF file", _OTHER)
-    pieces = {number: piece for piece, number in model["vocab"].items() if number < rows}
-    added = {token["id"]: token for token in content["added_tokens"] if token["id"] < rows}
-    tokens = [_text(number, pieces, added) for number in range(rows)]
+    pieces = {number: piece for piece, number in model["vocab"].items()}
+    # Gemma's tokenizer.json lists its runs of spaces as added tokens, too, but only merges reach these.
+    joined = {number for number, piece in pieces.items() if SPACE in piece}
+    added = {token["id"]: token for token in content["added_tokens"] if token["id"] not in joined}
+    texts = {**pieces, **{number: token["content"] for number, token in added.items()}}
+    tokens = [texts.get(number, f"[PAD{number}]") for number in range(rows)]
     types = [_type(number, pieces, added) for number in range(rows)]
     pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
     merges: list[str] | None = [f"{left} {right}" for left, right in pairs]
@@ -85,13 +88,6 @@ def read_vocabulary(tokenizer: Any, rows: int) -> Vocabulary:
         else:
             settings |= {"ggml.model": "gemma4"}
     return Vocabulary(tokens, types, scores, merges, settings)
-
-
-def _text(number: int, pieces: Mapping[int, str], added: Mapping[int, Any]) -> str:
-    if number not in added:
-        return pieces.get(number, f"[PAD{number}]")
-    text = added[number]["content"]
-    return text if _is_control(added[number]) else text.replace(SPACE, " ")
 
 
 def _type(number: int, pieces: Mapping[int, str], added: Mapping[int, Any]) -> int:

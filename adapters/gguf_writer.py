@@ -11,7 +11,7 @@ import errno
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,13 +74,13 @@ def write_gguf(
         UserError: The model is quantised or not one that is written here, llama.cpp is needed for the kind and not
             installed, or the disk is too full.
     """
+    encode = _encoder(kind)
     architecture = read_architecture(model_dir)
     if quantization_of(read_config(model_dir)) is not None:
         raise UserError(f"{model_dir} is quantised", "name the unquantised model")
     settings = gguf_settings(architecture)
     check_tied_head(model_dir, architecture.config.tie_word_embeddings)
     tensors = dict(_tensors(model_dir, architecture, kind))
-    encode = _encoder(kind)
     rows = len(tensors["token_embd.weight"].values)
     vocabulary = read_vocabulary(load_tokenizer(model_dir), rows) if tokenizer else NO_VOCABULARY
     if not tokenizer:
@@ -90,7 +90,7 @@ def write_gguf(
     if needed > shutil.disk_usage(target.parent).free:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     _write_header(target, gguf_architecture(architecture), kind, general, settings, vocabulary, tensors)
-    _append_tensors(target, tensors.values(), encode)
+    _append_tensors(target, tensors, encode)
 
 
 def read_back(model_dir: Path, file: Path, kind: str) -> Iterator[tuple[str, np.ndarray]]:
@@ -207,7 +207,7 @@ def _add(writer: Any, key: str, value: int | float | str | bool) -> None:
     add[type(value)](key, value)
 
 
-def _append_tensors(target: Path, tensors: Iterable[_Tensor], encode: Callable[[np.ndarray, str], bytes]) -> None:
+def _append_tensors(target: Path, tensors: Mapping[str, _Tensor], encode: Callable[[np.ndarray, str], bytes]) -> None:
     """Write the data of the tensors, each at a multiple of the alignment."""
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with target.open("ab") as stream, ThreadPoolExecutor(workers) as pool:
@@ -215,12 +215,12 @@ def _append_tensors(target: Path, tensors: Iterable[_Tensor], encode: Callable[[
         def pad() -> None:
             stream.write(bytes(-stream.tell() % _ALIGNMENT))
 
-        for tensor in tensors:
+        for name, tensor in tensors.items():
             pad()
             blocks = list(_blocks(tensor.values.shape))
             for start in range(0, len(blocks), workers):  # not all at once, for the sake of memory
                 parts = blocks[start : start + workers]
-                for data in pool.map(lambda part, of=tensor: encode(_block(of, part), of.type), parts):
+                for data in pool.map(lambda part, of=tensor, name=name: encode(_block(name, of, part), of.type), parts):
                     stream.write(data)
         pad()
 
@@ -232,10 +232,18 @@ def _blocks(shape: tuple[int, ...]) -> Iterator[slice]:
         yield slice(start, min(start + step, shape[0]))
 
 
-def _block(tensor: _Tensor, part: slice) -> np.ndarray:
-    """Return rows of a tensor as they are written, in float32."""
+def _block(name: str, tensor: _Tensor, part: slice) -> np.ndarray:
+    """Return rows of a tensor as they are written, in float32.
+
+    Raises:
+        UserError: Its type cannot store them.
+    """
     rows = tensor.values[part] if tensor.rows is None else tensor.values[tensor.rows[part]]
-    return as_float32(rows) + np.float32(tensor.shift)
+    values = as_float32(rows) + np.float32(tensor.shift)
+    largest = np.finfo(np.float16 if tensor.type == "F16" else np.float32).max
+    if not np.abs(values).max() <= largest:
+        raise UserError(f"{name} holds numbers that {tensor.type} cannot store", "use bf16, or copy the model again")
+    return values
 
 
 def _encoder(kind: str) -> Callable[[np.ndarray, str], bytes]:

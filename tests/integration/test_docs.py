@@ -104,6 +104,7 @@ def prepared(
         ("run", "--data", "DIR", "--tasks", "terra,rcb", "--backend", "mlx-q8", "--output", "RUN_B"),
         ("run", "--data", "DIR", "--split", "test", "--output", "RUN"),
         ("quantize", "--output", "q4"),
+        ("quantize", "--format", "gguf", "--output", "best.gguf"),
     ):
         done = call(shared_environment, *words, cwd=root)
         assert done.returncode == 0, done.stderr
@@ -186,7 +187,9 @@ def test_a_shown_command_works(
 ) -> None:
     given = list(words)
     if "--output" in given:
-        (workplace / given[given.index("--output") + 1]).unlink(missing_ok=True)
+        output = workplace / given[given.index("--output") + 1]
+        output.unlink(missing_ok=True)
+        output.with_suffix(".rsg").unlink(missing_ok=True)  # the heads beside a GGUF file
     elif words[0] == "train":  # its default is a directory of the kept checkpoints
         given += ["--output", "trained"]
     monkeypatch.setattr("sys.stdin", io.StringIO("/tasks\n"))  # of the bot's console

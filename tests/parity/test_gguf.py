@@ -108,6 +108,7 @@ def test_a_converted_file_is_a_model(tiny: Path, tmp_path: Path, monkeypatch: py
     file = write_gguf(tmp_path / "tiny.gguf", tiny)
     local = provide(find_model(str(file)))
     assert local.name == "tiny"
+    assert local.gguf == file
     assert local.path.parent == tmp_path / "cache" / "models"
     assert provide(find_model(str(file))) == local
 

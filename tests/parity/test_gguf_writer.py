@@ -12,6 +12,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
@@ -172,8 +173,20 @@ def whole_pieces() -> PreTrainedTokenizerFast:
     )
 
 
+def with_runs_of_spaces() -> PreTrainedTokenizerFast:
+    """A tokenizer whose runs of spaces are pieces and added tokens, as in google/gemma-3-270m."""
+    content = json.loads(russian_tokenizer_json())
+    runs = ["▁" * length for length in range(2, 8)]
+    content = extended(content, [(run[:place], run[place:]) for run in runs for place in range(1, len(run))])
+    vocabulary = content["model"]["vocab"]
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    added = [{"id": vocabulary[run], "content": run, **plain} for run in runs]
+    return sentencepiece_like(**{**content, "added_tokens": [*content["added_tokens"], *added]})
+
+
 TOKENIZERS = {
     "gemma": lambda: sentencepiece_like(),
+    "gemma, spaces": with_runs_of_spaces,
     "gemma, extended": with_new_merges,
     "llama 2": lambda: sentencepiece_like(
         pre_tokenizer=None,
@@ -194,6 +207,7 @@ TOKENIZERS = {
 }
 NAMES = {  # tokenizer.ggml.model, tokenizer.ggml.pre
     "gemma": ("llama", "default"),
+    "gemma, spaces": ("llama", "default"),
     "gemma, extended": ("gemma4", None),
     "llama 2": ("llama", "default"),
     "tiny": ("llama", "default"),
@@ -449,6 +463,16 @@ def test_a_quantised_model_is_refused(tmp_path: Path) -> None:
     (model_dir / "config.json").write_text(json.dumps({**config, "quantization": {"bits": 4, "group_size": 64}}))
     with pytest.raises(UserError, match="is quantised"):
         write_gguf(model_dir, tmp_path / "model.gguf", "f32")
+
+
+@pytest.mark.parametrize(("value", "kind"), [(1e5, "f16"), (float("nan"), "f32"), (float("inf"), "bf16")])
+def test_numbers_that_the_kind_cannot_store_are_refused(tmp_path: Path, value: float, kind: str) -> None:
+    model_dir = make_tiny_gemma(tmp_path / "model", dtype="float32")
+    weights = load_file(model_dir / "model.safetensors")
+    weights["model.layers.3.mlp.up_proj.weight"][5, 7] = value
+    save_file(weights, model_dir / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=rf"blk\.3\.ffn_up\.weight holds numbers that {kind.upper()} cannot store"):
+        write_gguf(model_dir, tmp_path / "model.gguf", kind)
 
 
 def test_a_full_disk_is_found_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from harness import files
 from harness.errors import UserError
-from harness.files import cached_directory, remembered_hash, whole_directory, write_atomically
+from harness.files import cached_directory, remembered_hash, whole_directory, whole_file, write_atomically
 
 
 def test_a_directory_appears_when_the_block_ends(tmp_path):
@@ -46,6 +46,31 @@ def test_an_existing_empty_directory_is_replaced_and_a_full_one_stays(tmp_path):
     with pytest.raises(UserError, match="cannot write"), whole_directory(tmp_path / "empty") as scratch:
         (scratch / "other").write_text("нет")
     assert [path.name for path in (tmp_path / "empty").iterdir()] == ["part"]
+
+
+def test_a_file_appears_when_the_block_ends(tmp_path):
+    target = tmp_path / "deep" / "model.gguf"
+    with whole_file(target) as scratch:
+        scratch.write_text("да")
+        assert not target.exists()
+    assert target.read_text() == "да"
+    assert target.stat().st_mode & 0o777 == 0o644
+    assert [path.name for path in target.parent.iterdir()] == ["model.gguf"]
+
+
+@pytest.mark.parametrize("error", [ValueError("bug"), KeyboardInterrupt()])
+def test_an_error_in_the_block_leaves_no_file(tmp_path, error):
+    with pytest.raises(type(error)), whole_file(tmp_path / "model.gguf") as scratch:  # noqa: PT012
+        scratch.write_text("да")
+        raise error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_under_a_file_is_one_line_with_a_hint(tmp_path):
+    with pytest.raises(UserError) as caught, whole_file(tmp_path / "model.gguf", "free some space"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.message == f"cannot write {tmp_path / 'model.gguf'}: No space left on device"
+    assert caught.value.hint == "free some space"
 
 
 def test_a_cached_directory_is_made_once(tmp_path, monkeypatch):

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import save_file as save_torch
 
 from adapters.base import UserError
 from adapters.mlx_backend import load_mlx
 from adapters.torch_backend import load_torch
-from adapters.weight_files import INDEX, SINGLE, tensor_headers, weight_files
+from adapters.weight_files import INDEX, SINGLE, as_float32, stored_tensors, tensor_headers, weight_files
 from tests.tiny_models import make_tiny_model
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -98,3 +100,22 @@ def test_a_head_of_its_own_in_a_tied_model_is_refused(load: Any, architecture: s
     save_file(tensors, model_dir / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"a lm_head\.weight of its own"):
         load("other", model_dir, dtype="float32", **arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_tensors_in_memory_are_those_that_were_stored(tmp_path, dtype):
+    weights = {name: torch.randn(5, 3).to(dtype) for name in ("a", "b")}
+    for name, file in (("a", FIRST), ("b", SECOND)):
+        save_torch({"0": torch.zeros(1, dtype=torch.float16), name: weights[name]}, tmp_path / file)
+    write_index(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    found = stored_tensors(tmp_path)
+    for name, weight in weights.items():
+        assert np.array_equal(as_float32(found[name]), weight.float().numpy())
+
+
+def test_tensors_that_are_no_plain_numbers_are_refused(tmp_path):
+    save_file({"packed": np.zeros(3, dtype=np.uint32)}, tmp_path / SINGLE)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="stores packed as U32"):
+        stored_tensors(tmp_path)
