@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,21 +19,22 @@ _HEADS = ("output.weight", "token_embd.weight")  # the second where the head is 
 
 
 class VocabularyProduct:
-    """The vocabulary matrix of a GGUF file, mapped into memory.
+    """The vocabulary matrix of a GGUF model, mapped into memory.
 
     Args:
-        file: The file.
-        header: Of this file.
+        parts: The model's files, one or more, and their headers.
         threads: Of the processor.
 
     Raises:
-        UserError: The file holds no such matrix.
+        UserError: There is no such matrix, or it is cut off.
     """
 
-    def __init__(self, file: Path, header: Header, threads: int) -> None:
-        name = next((name for name in _HEADS if name in header.tensors), None)
-        if name is None:
-            raise UserError(f"{file} holds no output matrix", "name the file of a language model")
+    def __init__(self, parts: Mapping[Path, Header], threads: int) -> None:
+        places = [(file, name) for name in _HEADS for file, header in parts.items() if name in header.tensors]
+        if not places:
+            raise UserError(f"{next(iter(parts))} holds no output matrix", "name the file of a language model")
+        file, name = places[0]
+        header = parts[file]
         stored = header.tensors[name]
         self.rows, self.columns = stored.shape
         self._library = load_library()

@@ -98,7 +98,7 @@ def _gguf_file(kind: BackendKind, request: LoadRequest) -> Path:
     if wanted is None:
         if request.gguf is None:
             raise UserError(
-                f"--backend gguf runs a .gguf file as it stands, and {request.model_dir.name} is none",
+                "--backend gguf runs a .gguf file as it stands, and this model is none",
                 "use --backend gguf-q8_0 or another one that makes the file",
             )
         return request.gguf
@@ -140,7 +140,7 @@ def _load(kind: BackendKind, request: LoadRequest) -> Backend:
         raise UserError(f"--backend {kind.name}: {problem}", INSTALL)
     from adapters.ggml_product import VocabularyProduct
     from adapters.gguf_backend import GgufBackend
-    from adapters.gguf_file import read_header
+    from adapters.gguf_file import part_files, read_header
     from adapters.llama_context import ContextSettings, LlamaModel
 
     args = dict(request.args)
@@ -166,7 +166,7 @@ def _load(kind: BackendKind, request: LoadRequest) -> Backend:
             f"--backend-arg context={context}: {file.name} was trained on {model.context_length} tokens",
             f"give 1 to {model.context_length}",
         )
-    product = VocabularyProduct(file, header, settings.threads)
+    product = VocabularyProduct({part: read_header(part) for part in part_files(file)}, settings.threads)
     tokenizer = load_tokenizer(request.model_dir)
     architecture = read_architecture(request.model_dir)
     device = _device(args)

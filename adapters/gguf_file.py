@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from adapters.base import UserError
 
 _MAGIC = b"GGUF"
 _POINTER = b"version https://git-lfs"
+# How llama.cpp names the parts of a split model.
+_PART = re.compile(r"(?P<name>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 _VERSIONS = (2, 3)
 _ALIGNMENT = 32  # of the tensors in a file that names none
 # Type of a value in the header -> its layout, in the notation of `struct`.
@@ -57,6 +60,24 @@ class Header:
     values: dict[str, Any]
     tensors: dict[str, StoredTensor]
     data_start: int
+
+
+def part_files(file: Path) -> list[Path]:
+    """Return the files of a model, the first one first; models that are not split have one.
+
+    Raises:
+        UserError: The file is a later part, or parts are missing.
+    """
+    found = _PART.fullmatch(file.name)
+    if found is None:
+        return [file]
+    name, number, count = found["name"], int(found["number"]), int(found["count"])
+    parts = [file.with_name(f"{name}-{part:05d}-of-{count:05d}.gguf") for part in range(1, count + 1)]
+    if number != 1:
+        raise UserError(f"{file.name} is part {number} of a model", f"name its first part, {parts[0].name}")
+    if missing := next((part for part in parts if not part.is_file()), None):
+        raise UserError(f"{file} lacks its part {missing.name}", "copy all parts into one directory")
+    return parts
 
 
 def read_header(file: Path) -> Header:

@@ -47,7 +47,7 @@ def add_model(container: Container) -> None:
     container.add_argument(
         "--execution",
         metavar="LIBRARY",
-        help="auto, mlx or torch: what computes an mlx-* backend (auto: MLX on an Apple GPU, else PyTorch)",
+        help="what computes an mlx-* backend: auto (MLX on an Apple GPU, else PyTorch), mlx or torch",
     )
     container.add_argument(
         "--dtype", metavar="TYPE", help="type of the computation: auto (default), float32, bfloat16, float16"

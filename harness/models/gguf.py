@@ -72,8 +72,6 @@ def describe_gguf(file: Path, target: Path) -> None:
         UserError: As `convert_gguf`, or the file is not the first part of a model.
     """
     header = _model_header(file)
-    if header.values.get("split.no", 0):
-        raise UserError(f"{file} is a later part of a model", "name its first part, …-00001-of-…")
     if header.values["general.architecture"] == ARCHITECTURE:
         _configuration(file, header).save_pretrained(target)
         _save_gemma_tokenizer(file, header, target)
@@ -88,9 +86,8 @@ def _model_header(file: Path) -> Header:
     header = read_header(file)
     if header.values.get("general.architecture") in _NO_LANGUAGE_MODELS:
         raise UserError(f"{file} holds the vision part of a model, which writes no text", "name the model's other file")
-    if "tokenizer.ggml.tokens" not in header.values and not header.values.get("split.no", 0):
+    if "tokenizer.ggml.tokens" not in header.values:
         raise UserError(f"{file} holds no tokenizer", "name another file")
-    header.values.setdefault("general.architecture", "")
     return header
 
 

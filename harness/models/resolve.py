@@ -21,6 +21,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 import harness
+from adapters.gguf_file import part_files
 from adapters.mlx_weights import quantization_of, read_config
 from adapters.registry import BACKENDS
 from adapters.text import tokenizer_files
@@ -286,7 +287,8 @@ def _converted_name(gguf_hash: str) -> str:
 
 
 def _from_gguf(file: Path, weights: bool) -> LocalModel:
-    digest = file_hash(file)
+    hashes = [file_hash(part) for part in part_files(file)]
+    digest = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
     local = _checked(_converted(file, digest, weights), file.stem, f"{file.name} sha256:{digest[:12]}", weights)
     return dataclasses.replace(local, fingerprint=digest, gguf=file)
 

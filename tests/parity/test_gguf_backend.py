@@ -9,12 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from adapters.base import Backend, LoadRequest, Sampling, UserError
+from adapters.gguf_file import part_files, read_header, read_tensor
 from adapters.llama_context import PHYSICAL_BATCH, SEQUENCES
 from adapters.registry import BACKENDS, load_backend
 from harness.device_check.random_models import ARCHITECTURES, make_random_model
@@ -157,6 +159,37 @@ def test_the_next_turn_of_a_remembered_dialogue_gives_the_text_of_a_fresh_one(lo
     assert exact.generate(turns, Sampling(8), remember=True) == [
         fresh.generate([turn], Sampling(8))[0] for turn in turns
     ]
+
+
+def _split(file: Path, directory: Path) -> Path:
+    """Write a GGUF file again in parts, as llama-gguf-split does, and return the first one."""
+    header = read_header(file)
+    writer = gguf.GGUFWriter(directory / "split.gguf", header.values["general.architecture"], split_max_tensors=20)
+    for field in gguf.GGUFReader(file).fields.values():
+        kind = field.types[0] if field.types else None
+        if kind is not None and not field.name.startswith("GGUF.") and field.name != "general.architecture":
+            writer.add_key_value(field.name, field.contents(), kind)
+    for name in header.tensors:
+        writer.add_tensor(name, read_tensor(file, header, name))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return min(directory.glob("split-00001-of-*.gguf"))
+
+
+def test_a_split_model_is_run_by_its_first_part(directory, exact, tmp_path):
+    first = _split(directory / "gguf" / "f32-tiny" / "model.gguf", tmp_path)
+    assert len(part_files(first)) > 1
+    whole = load_backend("gguf", directory, fingerprint="split", cached=_made_in(tmp_path), gguf=first)
+    tokens = _random_tokens(exact, 20)
+    np.testing.assert_array_equal(_logprobs(whole, tokens), _logprobs(exact, tokens))
+    second = part_files(first)[1]
+    with pytest.raises(UserError, match=r"is part 2 of a model \(name its first part, split-00001"):
+        part_files(second)
+    second.unlink()
+    with pytest.raises(UserError, match="lacks its part split-00002"):
+        part_files(first)
 
 
 @pytest.mark.parametrize(
