@@ -100,18 +100,22 @@ def token_spans(tokens: Sequence[str], text: str) -> list[tuple[int, int]] | Non
     """
     spans: list[tuple[int, int]] = []
     position = 0
-    parts = 0  # tokens of the run of parts that ends here
+    parts = spaces = 0  # tokens of the run of parts that ends here, and white space after it
     for token in map(plain_text, tokens):
         spelled = _bare(token)
-        if _PART.search(token) or (parts and not spelled):
-            parts += 1
+        if _PART.search(token):
+            parts, spaces = parts + spaces + 1, 0
             spans.append((position, len(text)))
+            continue
+        if parts and not spelled:
+            spaces += 1
+            spans.append((len(text), len(text)))
             continue
         start = text.find(spelled, position) if parts else position
         if start < 0 or not text.startswith(spelled, start):
             return None
-        spans[len(spans) - parts :] = [(position, start)] * parts
-        parts = 0
+        spans[len(spans) - parts - spaces :] = [*[(position, start)] * parts, *[(start, start)] * spaces]
+        parts = spaces = 0
         spans.append((start, start + len(spelled)))
         position = start + len(spelled)
     return spans if parts or position == len(text) else None
