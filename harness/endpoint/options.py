@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -28,6 +29,11 @@ def public_address(address: str) -> str:
     """Return an address without what may be secret: user, password and query."""
     parts = urlsplit(address)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def public_command(command: str, address: str) -> str:
+    """Return a command line with the public address in place of the one that it names."""
+    return shlex.join(word.replace(address, public_address(address)) for word in shlex.split(command))
 
 
 def read_key(path: Path | None) -> str | None:
