@@ -194,8 +194,10 @@ class OpenAIServer:
             return web.json_response({"error": f"top_logprobs must be at most {behaviour.most_logprobs}"}, status=400)
         if self._model:
             found = self._model(body, chat)
-            return web.json_response({"error": {"message": found}} if isinstance(found, str) else found,
-                                     status=400 if isinstance(found, str) else 200)
+            return web.json_response(
+                {"error": {"message": found}} if isinstance(found, str) else found,
+                status=400 if isinstance(found, str) else 200,
+            )
         text = picked(prompt, behaviour.texts)
         choice: dict[str, Any] = {"index": 0, "finish_reason": behaviour.finish}
         choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": f" {text}"}

@@ -20,6 +20,8 @@ class ServedModel:
         self._torch = torch
         self._tokenizer = AutoTokenizer.from_pretrained(directory)
         self._model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+        names = ("<eos>", "<end_of_turn>")  # as Gemma's generation_config.json has both
+        self._ends = {self._tokenizer.convert_tokens_to_ids(name) for name in names}
         self._most = self._model.config.max_position_embeddings
 
     def __call__(self, body: dict[str, Any], chat: bool) -> dict[str, Any] | str:
@@ -53,7 +55,7 @@ class ServedModel:
                 logits = self._model(self._torch.tensor([[*tokens, *written]])).logits[0, -1]
             written.append(int(logits.argmax()))
             text = self._tokenizer.decode(written)
-            if written[-1] == self._tokenizer.eos_token_id or any(one in text for one in stop):
+            if written[-1] in self._ends or any(one in text for one in stop):
                 break
         return written
 

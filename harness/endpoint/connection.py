@@ -10,6 +10,7 @@ import logging
 import re
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from pydantic import ValidationError
 
@@ -83,8 +84,10 @@ class Connection:
         self._timeout = timeout
         self._option = option
         self._refused_parameters: set[str] = set()
+        parts = urlsplit(address)
         self._client = openai.AsyncOpenAI(
-            base_url=address,
+            base_url=urlunsplit(parts._replace(query="", fragment="")),
+            default_query=dict(parse_qsl(parts.query)),
             api_key=key or "none",
             max_retries=_RETRIES,
             http_client=openai.DefaultAsyncHttpxClient(

@@ -15,7 +15,7 @@ from typing import Any
 from harness.endpoint.connection import CHAT, COMPLETIONS, Connection, NoAnswer
 from harness.endpoint.options import public_address, read_key
 from harness.endpoint.prompt_scores import score_prompt
-from harness.errors import UserError
+from harness.errors import UserError, nearest_hint
 from harness.evaluation.options import RunOptions, foreign_chat_template
 from harness.models.checkpoint import is_checkpoint
 from harness.tasks.foreign import ForeignTasks
@@ -127,9 +127,8 @@ async def _model_name(connection: Connection, wanted: str | None) -> str:
     names = await connection.model_names()
     if wanted is None:
         if len(names) != 1:
-            raise UserError(
-                f"{connection.address} lists {len(names) or 'no'} models", f"name one with --model: {', '.join(names)}"
-            )
+            listed = nearest_hint("", names, "one of") if names else "it lists none"
+            raise UserError(f"{connection.address}: which model?", f"name it with --model, {listed}")
         return names[0]
     if names and wanted not in names:
         log.warning("%s lists no model %s, but %s", connection.address, wanted, ", ".join(names))

@@ -90,13 +90,21 @@ class EndpointModel(AnsweringModel):
     def applies_chat_template(self) -> bool:
         return self._endpoint.chat
 
-    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Return a conversation for the server, whose own template it is.
+    @property
+    def tokenizer_name(self) -> str:
+        return self._endpoint.model.replace("/", "__")
 
-        The beginning of an answer is left out: not every server continues one, and our prompts say what is wanted.
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Return a conversation for the server, which applies its own template.
+
+        The beginning of the answer ("Ответ:") is left out, also of the examples' answers: not every server continues
+        one, and our prompts say what is wanted.
         """
-        history = chat_history if add_generation_prompt else chat_history[:-1]
-        turns = [{**turn, "content": turn["content"].rstrip()} for turn in history]
+        beginning = ""
+        if not add_generation_prompt:
+            *chat_history, last = chat_history
+            beginning = last["content"]
+        turns = [{**turn, "content": turn["content"].removeprefix(beginning).strip()} for turn in chat_history]
         return Conversation(json.dumps(turns, ensure_ascii=False))
 
     def account(self, scoring_seconds: float) -> Account:
