@@ -22,6 +22,7 @@ class ServedModel:
         self._model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
         names = ("<eos>", "<end_of_turn>")  # as Gemma's generation_config.json has both
         self._ends = {self._tokenizer.convert_tokens_to_ids(name) for name in names}
+        self._kept: tuple[tuple[int, ...], Any] = ((), None)
         self._most = self._model.config.max_position_embeddings
 
     def __call__(self, body: dict[str, Any], chat: bool) -> dict[str, Any] | str:
@@ -51,18 +52,22 @@ class ServedModel:
     def _write(self, tokens: list[int], most: int, stop: list[str]) -> list[int]:
         written: list[int] = []
         while len(written) < most:
-            with self._torch.no_grad():
-                logits = self._model(self._torch.tensor([[*tokens, *written]])).logits[0, -1]
-            written.append(int(logits.argmax()))
+            written.append(int(self._predicted((*tokens, *written))[-1].argmax()))
             text = self._tokenizer.decode(written)
             if written[-1] in self._ends or any(one in text for one in stop):
                 break
         return written
 
+    def _predicted(self, tokens: tuple[int, ...]) -> Any:
+        """Return the log-probabilities of what follows each of the tokens; the last ones asked for are kept."""
+        if self._kept[0] != tokens:
+            with self._torch.no_grad():
+                self._kept = tokens, self._model(self._torch.tensor([tokens])).logits[0].log_softmax(-1)
+        return self._kept[1]
+
     def _logprobs(self, tokens: list[int], top: int, prompt: int, echo: bool | None) -> dict[str, Any]:
         """Return vLLM's columns: the token itself is among the likeliest, and the first token has no figures."""
-        with self._torch.no_grad():
-            logprobs = self._model(self._torch.tensor([tokens])).logits[0].log_softmax(-1)
+        logprobs = self._predicted(tuple(tokens[:-1]))
         texts = [self._tokenizer.decode([token]) for token in tokens]
         own: list[float | None] = [None]
         tops: list[dict[str, float] | None] = [None]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.tasks.lm_eval_index import lm_eval_tasks
 from tests.integration.command import ONE_THREAD, Command, call_here, call_process
 from tests.integration.training import call, write_recipe
 from tests.tiny_gemma import make_tiny_gemma
@@ -61,3 +62,13 @@ def checkpoint(
     assert done.returncode == 0, done.stderr
     assert f"checkpoint: {output}" in done.stdout
     return output
+
+
+@pytest.fixture(scope="session")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The index of lm-eval's tasks, which takes ten seconds to make."""
+    cache = tmp_path_factory.mktemp("index")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RSG_HARNESS_CACHE", str(cache))
+        lm_eval_tasks()
+    return cache / "lm-eval"
