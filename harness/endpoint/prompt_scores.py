@@ -86,7 +86,7 @@ def read_prompt_score(answer: Answer, context: str, continuation: str) -> Prompt
     if not scored:
         raise NoPromptScores(f"the continuation {continuation!r} has no token of its own")
     if scored[0] == 0:
-        raise NoPromptScores("the server puts no BOS before a text, so its first token has no log-probability")
+        raise NoPromptScores("the server shows no log-probability of a text's first token, as it would after a BOS")
     found = [(_known([values[number]]), _known((tops[number] or {}).values())) for number in scored]
     return PromptScore(sum(own for own, _ in found), all(own >= likeliest for own, likeliest in found))
 

@@ -21,6 +21,7 @@ from harness.models.checkpoint import is_checkpoint
 from harness.tasks.foreign import ForeignTasks
 from harness.tasks.prompts import ChosenTask
 
+_NO_CHAT = (400, 404, 405, 422, 501)  # statuses of servers without a chat template for the model
 _PROBE = ("Вопрос: идёт ли снег зимой?\nОтвет:", " да")
 
 log = logging.getLogger(__name__)
@@ -80,27 +81,33 @@ class _Needs:
 
     Attributes:
         scored: The first task that needs log-probabilities; None: none does.
-        own: Whether answers to prompts of Russian SuperGLUE are to be written.
-        foreign: Whether answers to lm-eval's prompts are.
+        api: The API of our tasks' written answers: CHAT, COMPLETIONS, or None where the server decides.
+        written: The APIs of all other written answers.
     """
 
     scored: str | None
-    own: bool
-    foreign: bool
+    api: str | None
+    written: frozenset[str]
 
     @staticmethod
     def of(options: RunOptions, chosen: Sequence[ChosenTask], foreign: ForeignTasks | None) -> _Needs:
-        kinds = {task.file.name: task.file.is_generated for task in chosen}
+        own = {task.file.name: task.file.is_generated for task in chosen}
         others = {
             name: task.OUTPUT_TYPE == "generate_until" for name, task in (foreign.tasks if foreign else {}).items()
         }
-        scored = next((name for name, written in {**kinds, **others}.items() if not written), None)
+        scored = next((name for name, is_written in {**own, **others}.items() if not is_written), None)
         if scored and options.apply_chat_template == "on":
             raise UserError(
                 f"the chat API gives no log-probabilities of a prompt, and {scored} needs them",
                 "leave out --apply-chat-template, or ask for written answers: --tasks rsg_gen",
             )
-        return _Needs(scored, any(kinds.values()), any(others.values()))
+        # lm-eval renders our tasks all alike, and choices go by completions.
+        plain = options.apply_chat_template == "off" or not all(own.values())
+        api = COMPLETIONS if plain or not own else CHAT if options.apply_chat_template == "on" else None
+        written = {api} if api and any(own.values()) else set()
+        if any(others.values()):
+            written.add(CHAT if foreign_chat_template(options) else COMPLETIONS)
+        return _Needs(scored, api, frozenset(written))
 
 
 async def _find(options: RunOptions, needs: _Needs) -> Endpoint:
@@ -108,18 +115,17 @@ async def _find(options: RunOptions, needs: _Needs) -> Endpoint:
     key = read_key(options.api_key_file)
     async with Connection(options.endpoint, key, options.timeout, options.concurrency) as connection:
         model = await _model_name(connection, options.model)
+        checked = set()
         if needs.scored:
             await _check_scores(connection, model, needs.scored)
-        # A run asks our tasks by one API, and choices go by completions.
-        wants_chat = needs.own and not needs.scored and options.apply_chat_template != "off"
-        chat = wants_chat and await _has_chat(connection, model, options.apply_chat_template)
-        if foreign_chat_template(options) and needs.foreign and not chat:
-            await _probe(connection, model, CHAT)
-        if not needs.scored and ((needs.own and not chat) or (needs.foreign and not foreign_chat_template(options))):
-            await _probe(connection, model, COMPLETIONS)
-    if needs.own:
-        log.info("answers are written through the %s API", "chat" if chat else "completions")
-    return Endpoint(options.endpoint, model, chat, options.concurrency, options.timeout, key)
+            checked.add(COMPLETIONS)
+        api = needs.api
+        if api is None:
+            api = await _pick_api(connection, model)
+            checked.add(api)
+        for path in sorted(needs.written - checked):
+            await _check_api(connection, model, path)
+    return Endpoint(options.endpoint, model, api == CHAT, options.concurrency, options.timeout, key)
 
 
 async def _model_name(connection: Connection, wanted: str | None) -> str:
@@ -148,24 +154,30 @@ async def _check_scores(connection: Connection, model: str, task: str) -> None:
         ) from None
 
 
-async def _has_chat(connection: Connection, model: str, wanted: str) -> bool:
-    """Return whether the server answers by its chat API, as those of base models may not."""
+async def _pick_api(connection: Connection, model: str) -> str:
+    """Return CHAT, or COMPLETIONS where the server has no chat template for the model, as for base models."""
     try:
         await _ask(connection, model, CHAT)
     except NoAnswer as failure:
-        if wanted == "on" or failure.status is None or failure.status >= 500:
+        if failure.status not in _NO_CHAT:
             raise _unusable(connection, failure) from None
-        log.info("the server has no chat template for this model: %s", failure)
-        return False
-    return True
+        try:
+            await _ask(connection, model, COMPLETIONS)
+        except NoAnswer:
+            raise _unusable(connection, failure) from None
+        log.info("asking by the completions API, since the chat API says %s", failure)
+        return COMPLETIONS
+    log.info("asking by the chat API; --apply-chat-template off asks by the completions API, as base models need")
+    return CHAT
 
 
-async def _probe(connection: Connection, model: str, path: str) -> None:
+async def _check_api(connection: Connection, model: str, path: str) -> None:
     """Refuse a server that does not answer by an API."""
     try:
         await _ask(connection, model, path)
     except NoAnswer as failure:
-        raise _unusable(connection, failure, path) from None
+        other = "on asks by the chat API" if path == COMPLETIONS else "off asks by the completions API"
+        raise _unusable(connection, failure, f"--apply-chat-template {other}") from None
 
 
 async def _ask(connection: Connection, model: str, path: str) -> None:
@@ -175,8 +187,5 @@ async def _ask(connection: Connection, model: str, path: str) -> None:
     await connection.ask(path, {"model": model, "max_tokens": 1, "temperature": 0.0, **asked})
 
 
-def _unusable(connection: Connection, failure: NoAnswer, path: str = "") -> UserError:
-    hint = "see the server's log"
-    if path == COMPLETIONS:
-        hint += "; --apply-chat-template on asks by the chat API"
-    return UserError(f"{connection.address}{path}: {failure}", hint)
+def _unusable(connection: Connection, failure: NoAnswer, hint: str = "see the server's log") -> UserError:
+    return UserError(f"{connection.address}: {failure}", hint)

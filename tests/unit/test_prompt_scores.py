@@ -69,7 +69,7 @@ def test_a_token_across_the_border_counts_as_context() -> None:
 
 def test_a_whole_text_is_scored_after_the_bos_and_refused_without_one() -> None:
     assert read_prompt_score(echo(["<bos>", "Да", " но"], [None, -1.0, -2.0]), "", "Да но").logprob == -3.0
-    with pytest.raises(NoPromptScores, match="puts no BOS"):
+    with pytest.raises(NoPromptScores, match="first token, as it would after a BOS"):
         read_prompt_score(echo(["Да", " но"], [None, -2.0]), "", "Да но")
 
 
