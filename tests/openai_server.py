@@ -9,13 +9,15 @@ import asyncio
 import hashlib
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
 
 TEACHER = "stand-in"
+# From a body, and whether it is a chat, to an answer, or to the message of an error with status 400.
+Model = Callable[[dict[str, Any], bool], "dict[str, Any] | str"]
 _KEPT_BODIES = 1000
 
 
@@ -61,6 +63,10 @@ class Behaviour:
 class OpenAIServer:
     """Serves until the with block ends.
 
+    Args:
+        behaviour: How it answers.
+        model: Answers in place of words that the prompt picks.
+
     Attributes:
         bodies: The questions that came, probes included; only the first thousand are kept.
         times: When each of these came, in seconds of the server's clock.
@@ -68,8 +74,9 @@ class OpenAIServer:
         most_at_once: The most questions in flight.
     """
 
-    def __init__(self, behaviour: Behaviour | None = None) -> None:
+    def __init__(self, behaviour: Behaviour | None = None, model: Model | None = None) -> None:
         self._behaviour = behaviour or Behaviour()
+        self._model = model
         self._faults = list(self._behaviour.faults)
         self.bodies: list[dict[str, Any]] = []
         self.times: list[float] = []
@@ -185,6 +192,12 @@ class OpenAIServer:
             return web.json_response({"error": "logprobs must be of type bool"}, status=400)
         if top > behaviour.most_logprobs:
             return web.json_response({"error": f"top_logprobs must be at most {behaviour.most_logprobs}"}, status=400)
+        if self._model:
+            found = self._model(body, chat)
+            return web.json_response(
+                {"error": {"message": found}} if isinstance(found, str) else found,
+                status=400 if isinstance(found, str) else 200,
+            )
         text = picked(prompt, behaviour.texts)
         choice: dict[str, Any] = {"index": 0, "finish_reason": behaviour.finish}
         choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": f" {text}"}

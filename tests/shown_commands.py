@@ -23,6 +23,13 @@ NOT_RUN = {
     "pip install -c constraints.txt -e .[embedded,bot]": "needs a package index",
     "pip install -c constraints.txt -e .[embedded,dev]": "needs a package index",
     "pip install -c constraints.txt -e .[embedded,distill]": "needs a package index",
+    "pip install -c constraints.txt -e .[endpoint]": "needs a package index",
+    "rsg-harness run --endpoint http://HOST/v1 --model NAME --tasks rsg --concurrency 64": (
+        "the stand-in echoes nothing; tests/integration/test_endpoint.py serves a small model"
+    ),
+    "rsg-harness run --endpoint http://HOST/v1 --model NAME --tasks gsm8k --apply-chat-template on": (
+        "its documents are on the hub; tests/integration/test_endpoint.py runs it on others"
+    ),
     "pip install -c constraints.txt -e .[embedded,notebooks]": "needs a package index",
     "pip install -c constraints.txt -e .[report]": "needs a package index",
     "jupyter lab notebooks/": "does not end; tests/integration/test_notebooks.py runs the notebooks",

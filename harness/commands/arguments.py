@@ -108,6 +108,18 @@ def add_evaluation(parser: argparse.ArgumentParser) -> Container:
     return work
 
 
+def add_connection(container: Container, *, required: bool = False) -> None:
+    """Add the arguments that name an OpenAI-compatible server and say how it is asked."""
+    container.add_argument(
+        "--endpoint", required=required, metavar="URL", help="http://HOST:PORT/v1 of an OpenAI-compatible server"
+    )
+    container.add_argument(
+        "--api-key-file", type=path, metavar="FILE", help="holds the server's key (default: OPENAI_API_KEY)"
+    )
+    container.add_argument("--concurrency", type=int, metavar="N", help="questions asked at a time (default: 16)")
+    container.add_argument("--timeout", type=float, metavar="SECONDS", help="for one answer (default: 300)")
+
+
 def add_data(
     container: Container, what: str = "mini (bundled, default), hub, or the official archive's directory"
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from harness.commands.arguments import add_data, names, path
+from harness.commands.arguments import add_connection, add_data, names, path
 
 HELP = "let a larger model label train documents, or write new ones"
 DESCRIPTION = (
@@ -19,12 +19,9 @@ INTERRUPTED = "interrupted; answers are kept, continue with --resume"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     teacher = parser.add_argument_group("teacher")
-    teacher.add_argument("--endpoint", required=True, metavar="URL", help="http://HOST:PORT/v1")
+    add_connection(teacher, required=True)
     teacher.add_argument("--teacher", required=True, metavar="NAME", help="the model's name there")
     teacher.add_argument("--api", metavar="NAME", help="chat (default), or completions for base models")
-    teacher.add_argument("--api-key-file", type=path, metavar="FILE", help="holds the key; default: OPENAI_API_KEY")
-    teacher.add_argument("--concurrency", type=int, metavar="N", help="items asked at a time (default: 16)")
-    teacher.add_argument("--timeout", type=float, metavar="SECONDS", help="for one answer (default: 300)")
     teacher.add_argument("--price-input", type=float, metavar="N", help="per million prompt tokens")
     teacher.add_argument("--price-output", type=float, metavar="N", help="per million completion tokens")
     data = parser.add_argument_group("questions")

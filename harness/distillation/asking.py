@@ -1,102 +1,19 @@
-"""Ask the teacher many questions at a time, and turn the replies into lines that are kept at once."""
+"""Ask the teacher single questions, and turn the replies into lines."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import signal
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from harness.distillation.client import LogprobRequest, Reply, Teacher, TeacherFailure
+from harness.distillation.client import LogprobRequest, Reply, Teacher
 from harness.distillation.deduplicate import NEW, KnownDocuments, compared_text
-from harness.distillation.lines import DocumentLine, LabelLine, Line, TeacherSampling, Usage, document_hash
+from harness.distillation.lines import DocumentLine, LabelLine, TeacherSampling, Usage, document_hash
 from harness.distillation.prompts import Question, Renderer
 from harness.distillation.replies import Unusable, read_document, read_label
-from harness.errors import UserError
 from harness.tasks import Row, get_task
 from harness.tasks.prompts import ChosenTask
-
-# After so many failures in a row, each with all its retries, the server is taken to be gone.
-_GIVE_UP = 5
-_QUESTION_IS_BAD = (400, 413, 422)  # too long, most often
-
-
-async def ask_all(
-    questions: Sequence[Question],
-    ask: Callable[[Question], Awaitable[Line]],
-    keep: Callable[[Line], None],
-    concurrency: int,
-) -> list[str]:
-    """Ask all questions, at most `concurrency` of them at a time.
-
-    Args:
-        questions: In the order in which they are asked.
-        ask: Asks one question and makes its line.
-        keep: Called with each line in the same step of the event loop that completes it, so no line is lost.
-        concurrency: Questions in flight.
-
-    Returns:
-        For each question that got no answer, a text that says why.
-
-    Raises:
-        UserError: The server does not answer any more. Earlier answers are kept.
-        KeyboardInterrupt: The process got SIGTERM or SIGINT. Earlier answers are kept.
-    """
-    waiting: Iterator[Question] = iter(questions)
-    failures: list[str] = []
-    in_a_row = 0
-
-    async def work() -> None:
-        nonlocal in_a_row
-        for question in waiting:
-            try:
-                line = await ask(question)
-            except TeacherFailure as failure:
-                failures.append(f"{question.key}: {failure}")
-                if failure.status not in _QUESTION_IS_BAD:
-                    in_a_row += 1
-                if in_a_row >= _GIVE_UP:
-                    raise UserError(
-                        f"{in_a_row} questions in a row got no answer; the last one, {failures[-1]}",
-                        "earlier answers are kept: check the server or lower --concurrency, then continue with "
-                        "--resume",
-                    ) from failure
-                continue
-            in_a_row = 0
-            keep(line)
-
-    with _interrupted_by_sigterm():
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(min(concurrency, len(questions))):
-                    group.create_task(work())
-        except BaseExceptionGroup as errors:
-            for error in errors.exceptions:
-                if isinstance(error, UserError):
-                    raise error from None
-            raise
-    return failures
-
-
-class _interrupted_by_sigterm:
-    """Inside the block, SIGTERM ends the current task as Ctrl-C does."""
-
-    def __enter__(self) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._terminated = False
-
-        def terminate() -> None:
-            self._terminated = True
-            task.cancel()
-
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
-        if self._terminated and kind is asyncio.CancelledError:
-            raise KeyboardInterrupt
 
 
 class Asker:
@@ -126,7 +43,7 @@ class Asker:
             explained: Whether the prompt asks for an explanation before the answer.
 
         Raises:
-            TeacherFailure: There is no answer.
+            NoAnswer: There is no answer.
         """
         verbalizers = task.verbalizers()
         # A document's own choices have several tokens: they are parsed from the text.
@@ -161,7 +78,7 @@ class Asker:
             number: Its idx.
 
         Raises:
-            TeacherFailure: There is no answer.
+            NoAnswer: There is no answer.
         """
         prompt = self._renderer.prompt(question)
         replies = await self._replies(prompt, LogprobRequest({}, 0))

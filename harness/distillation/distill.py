@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.data import Split, cached_split
-from harness.distillation.asking import Asker, ask_all
+from harness.distillation.asking import Asker
 from harness.distillation.client import Teacher
 from harness.distillation.deduplicate import NEW, KnownDocuments, compared_text, official_documents
 from harness.distillation.lines import AnswerFile, DocumentLine, Line, TeacherSampling, Usage, read_lines
-from harness.distillation.options import DistillOptions, check_options, chosen_tasks, read_key
+from harness.distillation.options import DistillOptions, check_options, chosen_tasks
 from harness.distillation.prompts import Question, Renderer, make_questions, own_prompts_hash
 from harness.distillation.report import Prices, write_report
+from harness.endpoint.asking import ask_all
+from harness.endpoint.options import read_key
 from harness.errors import UserError
 from harness.progress import Bar
 from harness.tasks.prompts import ChosenTask, prompt_hash
@@ -107,7 +109,7 @@ def distill(options: DistillOptions) -> Distilled:
             meter = _Meter(options.samples, prices)
             with Bar("asking the teacher", len(questions), "item", done=len(questions) - len(left)) as bar:
 
-                def keep(line: Line) -> None:
+                def keep(_: Question, line: Line) -> None:
                     answers.append(line)
                     meter.add(line.usage)
                     bar.advance(1, meter.text())
@@ -170,7 +172,7 @@ async def _ask(
     questions: Sequence[Question],
     renderer: Renderer,
     written: Sequence[DocumentLine],
-    keep: Callable[[Line], None],
+    keep: Callable[[Question, Line], None],
 ) -> list[str]:
     """Ask the remaining questions; return why some of them got no answer."""
     teacher = Teacher(
@@ -183,8 +185,7 @@ async def _ask(
     )
     tasks = {task.file.task: task for task in chosen}
     with_logprobs = options.kind == "labels" and options.samples == 1 and any(task.verbalizers() for task in chosen)
-    try:
-        await teacher.model_names()
+    async with teacher:
         shortest = min((renderer.prompt(question) for question in _spread(questions)), key=len)
         logprobs = await teacher.pick_logprobs(shortest, with_logprobs)
         if with_logprobs and not logprobs.top:
@@ -203,9 +204,7 @@ async def _ask(
             async def ask(question: Question) -> Line:
                 return await asker.document(question, known[question.task], kind, next(numbers))
 
-        return await ask_all(questions, ask, keep, options.concurrency)
-    finally:
-        await teacher.close()
+        return await ask_all(questions, ask, keep, lambda question: question.key, options.concurrency)
 
 
 def _known_documents(

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
 
+from harness.endpoint.options import CONCURRENCY, TIMEOUT, check_address
 from harness.errors import UserError
 from harness.models.options import check_choices, check_numbers
 from harness.tasks import RUSSIAN_SUPERGLUE, SPLITS, get_task
 from harness.tasks.prompts import GROUPS, ChosenTask, choose
-
-KEY_VARIABLE = "OPENAI_API_KEY"
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +60,8 @@ class DistillOptions:
     rationale: bool = False
     generate: str | None = None
     count: int = 100
-    concurrency: int = 16
-    timeout: float = 300.0
+    concurrency: int = CONCURRENCY
+    timeout: float = TIMEOUT
     price_input: float | None = None
     price_output: float | None = None
     api_key_file: Path | None = None
@@ -109,9 +106,7 @@ def check_options(options: DistillOptions) -> None:
         ("--api", options.api, ("chat", "completions")),
         ("--generate", options.generate, ("paraphrases", "examples")),
     )
-    address = urlsplit(options.endpoint)
-    if address.scheme not in ("http", "https") or not address.netloc:
-        raise UserError(f"--endpoint {options.endpoint!r} is no address", "it looks like http://HOST:PORT/v1")
+    check_address(options.endpoint)
     check_numbers(
         ("--limit", options.limit, 1),
         ("--samples", options.samples, 1),
@@ -156,20 +151,3 @@ def chosen_tasks(options: DistillOptions) -> list[ChosenTask]:
             elif not task.is_trainable:
                 log.info("left out: %s", reason)
     return choose(found, options.prompt)
-
-
-def read_key(path: Path | None) -> str | None:
-    """Return the API key from a file or the environment; never from the command line, which other users can see.
-
-    Raises:
-        UserError: The file cannot be read or holds no key.
-    """
-    if path is None:
-        return os.environ.get(KEY_VARIABLE, "").strip() or None
-    try:
-        key = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}", "name a file that holds nothing but the key") from error
-    if not key or not key.isascii() or len(key.split()) != 1:
-        raise UserError(f"{path} holds no API key", "name a file that holds nothing but the key")
-    return key

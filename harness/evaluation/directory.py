@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,14 +52,14 @@ def named_directory(options: RunOptions) -> Path | None:
     return options.output
 
 
-def new_directory(model: LocalModel, backend: str) -> Path:
+def new_directory(model: str, backend: str) -> Path:
     """Make a directory named after the time, the model and the backend.
 
     Raises:
         UserError: It cannot be written.
     """
     stamp = datetime.now(UTC).strftime("%Y-%m-%d-%H%M%S")
-    name = f"{stamp}-{_slug(model.name)}-{backend}"
+    name = f"{stamp}-{_slug(model)}-{backend}"
     number = 1
     while True:
         directory = RUNS_DIR / (name if number == 1 else f"{name}-{number}")
@@ -141,20 +142,36 @@ def _slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-").lower()
 
 
-def run_settings(
-    options: RunOptions,
-    model: LocalModel,
-    chosen: list[ChosenTask],
-    splits: dict[str, Split],
-    foreign: ForeignTasks | None,
-) -> dict[str, Any]:
-    """Return everything that decides a run's results. A resumed run must have the same."""
+def local_settings(options: RunOptions, model: LocalModel) -> dict[str, Any]:
+    """Return what decides the results of a model on this machine."""
     return {
         "model": model.fingerprint,
         "backend": options.backend,
         "backend-arg": sorted(options.backend_args),
         "execution": pick_execution(BACKENDS[options.backend], options.execution),
         "dtype": options.dtype,
+        "batch-tokens": options.batch_tokens,
+    }
+
+
+def run_settings(
+    options: RunOptions,
+    model: Mapping[str, Any],
+    chosen: list[ChosenTask],
+    splits: dict[str, Split],
+    foreign: ForeignTasks | None,
+) -> dict[str, Any]:
+    """Return everything that decides a run's results. A resumed run must have the same.
+
+    Args:
+        options: Of the run.
+        model: What decides the results of its model.
+        chosen: Tasks of ours.
+        splits: Their documents.
+        foreign: Tasks of lm-eval's.
+    """
+    return {
+        **model,
         "data": {task: split.fingerprint for task, split in splits.items()},
         "tasks": {task.file.full_name: task.prompt for task in chosen},
         "task files": _hash_task_files(chosen),
@@ -164,7 +181,6 @@ def run_settings(
         "num-fewshot": options.num_fewshot,
         "system-instruction": options.system_instruction,
         "apply-chat-template": options.apply_chat_template,
-        "batch-tokens": options.batch_tokens,
         "seed": options.seed,
         "versions": {name: version for name, version in provenance.versions().items() if name != "rsg-harness"},
     }

@@ -28,8 +28,8 @@ from adapters.base import OutOfMemory
 from harness.data.corpus import Corpus, read_corpus
 from harness.data.sampling import evenly_spread
 from harness.errors import UserError
+from harness.evaluation.account import model_record
 from harness.evaluation.divergence_options import DivergenceOptions, check_divergence_options, model_options
-from harness.evaluation.summary import model_record
 from harness.files import write_atomically
 from harness.models.open import OpenModel, open_model
 from harness.models.resolve import LocalModel, find_model, provide

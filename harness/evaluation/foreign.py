@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from adapters.base import library_errors
-from harness.evaluation.language_model import PlannedModel
+from harness.evaluation.answering import AnsweringModel
 from harness.quiet import quiet_libraries
 from harness.records.run import ForeignMetricRecord, ForeignTaskRecord, GroupRecord, MetricRecord, SampleRecord
 from harness.tasks.aggregation import aggregation_name, find_aggregation, mean, resampled
@@ -21,7 +21,7 @@ from harness.tasks.metrics import BOOTSTRAP_SAMPLES, Z_95
 
 
 def evaluate_foreign(
-    language_model: PlannedModel,
+    language_model: AnsweringModel,
     foreign: ForeignTasks,
     *,
     apply_chat_template: bool = False,

@@ -7,11 +7,12 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 from lm_eval.api.instance import Instance
-from lm_eval.api.model import LM
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from adapters.base import OutOfMemory, Sampling
 from harness.errors import UserError
+from harness.evaluation.account import Account, account_for
+from harness.evaluation.answering import AnsweringModel
 from harness.models.heads import choice_scores, head_sequences, log_softmax
 from harness.models.open import OpenModel
 from harness.processes import ALONE, Processes
@@ -25,7 +26,7 @@ from harness.scoring.store import ProgressStore
 from harness.tasks import document_key, get_task, task_names
 
 
-class PlannedModel(LM):
+class PlannedModel(AnsweringModel):
     """lm-eval's interface over an open model and the planner.
 
     Args:
@@ -50,15 +51,19 @@ class PlannedModel(LM):
         self.backend = opened.backend
         self.encoder = opened.encoder
         self.batch_tokens = batch_tokens or self.backend.info.batch_tokens
-        self.truncated: Counter[str] = Counter()  # lm-eval's task name -> requests cut from the left
         self.scorer = Scorer(self.backend, store, processes)
         self.single_bytes = 0  # peak memory after one document at batch size 1
         self.generated_prompt_tokens = 0
         self._store = store
         self._seed = seed
         self._processes = processes
-        # lm-eval places nothing on a device itself, but its base class reads this.
-        self._device = "cpu"
+
+    @property
+    def applies_chat_template(self) -> bool:
+        return self.opened.template.applied
+
+    def account(self, scoring_seconds: float) -> Account:
+        return account_for(self, self._processes, scoring_seconds)
 
     @property
     def tokenizer_name(self) -> str:
@@ -86,7 +91,6 @@ class PlannedModel(LM):
         return [scores[number] for number in range(len(requests))]
 
     def head_kind(self, task: str) -> str | None:
-        """Return the kind of the head that answers a task; None where the language model does."""
         if self.heads is None or task not in task_names():  # lm-eval's own tasks have no heads
             return None
         return self.heads.layout.kinds.get(get_task(task).head_owner)

@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
 
+from harness.endpoint.options import CONCURRENCY, TIMEOUT, check_address
+from harness.errors import UserError
 from harness.models.options import COMPARED_BACKENDS, ModelOptions, check_choices, check_model_options, check_numbers
 from harness.tasks import SPLITS
+
+_ONLY_HERE = ("backend", "backend_args", "execution", "dtype", "batch_tokens")
+_ONLY_WITH_ENDPOINT = ("api_key_file", "concurrency", "timeout")
 
 
 @dataclass(frozen=True)
 class RunOptions(ModelOptions):
-    """The options of `rsg-harness run`; `rsg-harness run --help` describes them."""
+    """The options of `rsg-harness run`; `rsg-harness run --help` describes them.
 
+    Attributes:
+        endpoint: Address of an OpenAI-compatible server; None: the model runs on this machine. With one, `model` is the
+            model's name there, and None the only one that is served.
+        api_key_file: File that holds the server's key; None: the environment variable.
+        concurrency: Requests to the server at a time.
+        timeout: Seconds for one of its answers.
+    """
+
+    endpoint: str | None = None
+    api_key_file: Path | None = None
+    concurrency: int = CONCURRENCY
+    timeout: float = TIMEOUT
     include_path: tuple[Path, ...] = ()
     data: str = "mini"
     tasks: tuple[str, ...] = ("rsg",)
@@ -69,6 +86,7 @@ def check_run_options(options: RunOptions) -> None:
         UserError: Names the option and what it takes.
     """
     check_model_options(options)
+    _check_endpoint(options)
     check_choices(("--split", options.split, SPLITS))
     check_numbers(
         ("--limit", options.limit, 1),
@@ -76,6 +94,25 @@ def check_run_options(options: RunOptions) -> None:
         ("--batch-tokens", options.batch_tokens, 1),
         ("--seed", options.seed, 0),
     )
+
+
+def _check_endpoint(options: RunOptions) -> None:
+    """Refuse options of a model on this machine beside --endpoint, and those of an endpoint without one."""
+    defaults = {field.name: field.default for field in fields(options)}
+    senseless = _ONLY_WITH_ENDPOINT if options.endpoint is None else _ONLY_HERE
+    given = [_option(name) for name in senseless if getattr(options, name) != defaults[name]]
+    if options.endpoint is None:
+        if given:
+            raise UserError(f"{given[0]} is for a model behind a server", "name the server with --endpoint")
+        return
+    if given:
+        raise UserError(f"{given[0]} is for a model on this machine, and --endpoint names a server", "leave out one")
+    check_address(options.endpoint)
+    check_numbers(("--concurrency", options.concurrency, 1), ("--timeout", options.timeout, 0.001))
+
+
+def _option(field_name: str) -> str:
+    return "--" + {"backend_args": "backend-arg"}.get(field_name, field_name).replace("_", "-")
 
 
 def foreign_chat_template(options: RunOptions) -> bool:

@@ -10,25 +10,21 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from adapters.base import BackendInfo
 from harness.data import Split
+from harness.evaluation.account import Account
+from harness.evaluation.answering import AnsweringModel
 from harness.evaluation.directory import settings_hash
-from harness.evaluation.language_model import PlannedModel
 from harness.evaluation.options import RunOptions, foreign_chat_template
-from harness.models.resolve import LocalModel
 from harness.records import provenance
 from harness.records.run import (
     DataRecord,
     ForeignTaskRecord,
     GroupRecord,
-    MemoryRecord,
     MetricRecord,
-    ModelRecord,
     RunRecord,
     SampleRecord,
     TaskRecord,
     TimingRecord,
-    TokenRecord,
 )
 from harness.tasks import RUSSIAN_SUPERGLUE, document_key, get_task
 from harness.tasks.answers import is_tied
@@ -60,50 +56,17 @@ class ForeignResults:
 
 
 @dataclass(frozen=True)
-class Costs:
-    """What the scoring cost one process, or all that shared a run."""
-
-    processes: int
-    scoring_seconds: float  # of the slowest process
-    peak_bytes: int  # of the largest
-    single_bytes: int  # of the largest
-    padding: int
-    forward_passes: int
-    halved_batches: int
-
-
-def process_costs(language_model: PlannedModel, scoring_seconds: float) -> Costs:
-    """Return what the scoring cost this process."""
-    statistics = language_model.scorer.statistics
-    return Costs(
-        processes=1,
-        scoring_seconds=scoring_seconds,
-        peak_bytes=provenance.peak_memory(language_model.backend)[0],
-        single_bytes=language_model.single_bytes,
-        padding=statistics.padding,
-        forward_passes=statistics.forward_passes,
-        halved_batches=statistics.halved,
-    )
-
-
-def total_costs(costs: Sequence[Mapping[str, Any]]) -> Costs:
-    """Return what the scoring cost all processes together, from the fields of each one's `Costs`."""
-    largest = ("scoring_seconds", "peak_bytes", "single_bytes")
-    return Costs(**{name: (max if name in largest else sum)(cost[name] for cost in costs) for name in costs[0]})
-
-
-@dataclass(frozen=True)
 class FinishedRun:
     """A run that has just ended."""
 
     options: RunOptions
     settings: dict[str, Any]
-    language_model: PlannedModel
+    language_model: AnsweringModel
+    account: Account
     splits: dict[str, Split]
     results: list[TaskResult]
     foreign: ForeignResults
     timing: TimingRecord
-    costs: Costs
     resumed: bool
 
 
@@ -169,18 +132,6 @@ def _scores(sample: dict[str, Any]) -> list[float]:
     return [float(logprob) for logprob, _ in sample["filtered_resps"]]
 
 
-def model_record(model: LocalModel, info: BackendInfo) -> ModelRecord:
-    """Return what a record says about a model on a backend."""
-    return ModelRecord(
-        name=model.name,
-        origin=model.origin,
-        sha256=model.fingerprint,
-        parameters=info.parameters,
-        weights=info.weights,
-        weights_bytes=info.weights_bytes,
-    )
-
-
 def make_record(done: FinishedRun) -> RunRecord:
     """Return the record of a run that has just ended."""
     tasks: dict[str, TaskRecord] = {}
@@ -192,39 +143,20 @@ def make_record(done: FinishedRun) -> RunRecord:
             mains.append(estimates["rsg"])
     mean = mean_estimate(mains) if mains else None
     nine = _all_nine(done.results) and len(mains) == len(RUSSIAN_SUPERGLUE)
-    opened = done.language_model.opened
-    info, statistics, costs = opened.backend.info, done.language_model.scorer.statistics, done.costs
     return RunRecord(
         score=mean.value if mean and nine else None,
         score_stderr=mean.stderr if mean and nine else None,
         mean=mean.value if mean else None,
         mean_stderr=mean.stderr if mean else None,
         tasks=tasks,
-        model=model_record(opened.local, info),
-        backend=info.name,
-        execution=info.execution,
-        device=info.device,
-        dtype=info.dtype,
-        chat_template=opened.template.applied,
+        **done.account.fields,
+        chat_template=done.language_model.applies_chat_template,
         data=_data_record(done),
         timing=done.timing,
-        memory=MemoryRecord(
-            peak_bytes=costs.peak_bytes,
-            single_bytes=costs.single_bytes,
-            of=provenance.peak_memory(opened.backend)[1],
-        ),
-        tokens=TokenRecord(
-            computed=statistics.tokens_computed + done.language_model.generated_prompt_tokens,
-            shared=statistics.tokens_shared,
-            padding=costs.padding,
-            forward_passes=costs.forward_passes,
-            batch_tokens=done.language_model.batch_tokens,
-            halved_batches=costs.halved_batches,
-        ),
         seed=done.options.seed,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         resumed=done.resumed,
-        processes=costs.processes,
+        processes=done.account.processes,
         settings_sha256=settings_hash(done.settings),
         versions=provenance.versions(),
         machine=provenance.machine(),
@@ -234,7 +166,6 @@ def make_record(done: FinishedRun) -> RunRecord:
         groups=done.foreign.groups,
         foreign_chat_template=bool(done.foreign.tasks) and foreign_chat_template(done.options),
         system_instruction=done.options.system_instruction,
-        self_check=done.language_model.opened.self_check,
     )
 
 

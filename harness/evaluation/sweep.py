@@ -14,7 +14,6 @@ from harness.evaluation.divergence import chosen_corpus, divergence
 from harness.evaluation.divergence_options import DivergenceOptions, check_divergence_options
 from harness.evaluation.options import RunOptions, SweepOptions, check_run_options
 from harness.evaluation.run import run
-from harness.files import MIB
 from harness.models.options import backend_of
 from harness.processes import run_in_subprocess, started_processes
 from harness.records.divergence import (
@@ -27,7 +26,7 @@ from harness.records.divergence import (
 from harness.records.run import RunRecord
 from harness.reports.compare import Comparison, compare, verdict
 from harness.reports.foreign_rows import metric_text
-from harness.reports.tables import estimate_text
+from harness.reports.tables import backend_text, estimate_text, mebibytes
 from harness.tasks import include
 
 log = logging.getLogger(__name__)
@@ -165,7 +164,7 @@ def sweep_table(rows: Sequence[SweepRow]) -> str:
 
 def _cells(row: SweepRow) -> list[str]:
     record, comparison = row.record, row.comparison
-    cells = [f"{record.backend} ({record.model.weights})", record.execution, f"{record.model.weights_bytes / MIB:.0f}"]
+    cells = [backend_text(record.backend, record.model), record.execution, mebibytes(record.model.weights_bytes)]
     if record.tasks:
         cells.append(estimate_text(record.mean, record.mean_stderr))
         cells += _beside(comparison) if comparison else ["", ""]

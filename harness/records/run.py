@@ -18,6 +18,7 @@ from harness.records.base import Record, read_record, write_record
 SCHEMA_VERSION = 1
 RESULTS = "results.json"
 SAMPLES = "samples.jsonl"
+ENDPOINT = "endpoint"  # backend and execution of a model behind a server
 
 
 class MetricRecord(Record):
@@ -91,12 +92,31 @@ class GroupRecord(Record):
 
 
 class ModelRecord(Record):
+    """A model. None: not known, since a server holds it."""
+
     name: str
-    origin: str
-    sha256: str
-    parameters: int
-    weights: str  # "bfloat16", "4-bit, group size 64"
-    weights_bytes: int
+    origin: str  # behind a server, its address
+    sha256: str | None
+    parameters: int | None
+    weights: str | None  # "bfloat16", "4-bit, group size 64"
+    weights_bytes: int | None
+
+    @property
+    def identity(self) -> str:
+        """What tells models of the same name apart: the hash, and what is named where there is none."""
+        return self.sha256 or self.origin
+
+    @property
+    def short_identity(self) -> str:
+        """The same for people."""
+        return self.sha256[:8] if self.sha256 else self.origin
+
+
+class EndpointRecord(Record):
+    """The server that answered. Its address is without user, password and query."""
+
+    address: str
+    apis: tuple[str, ...]  # chat, completions: those that were used
 
 
 class DataRecord(Record):
@@ -146,13 +166,13 @@ class RunRecord(Record):
     model: ModelRecord
     backend: str
     execution: str
-    device: str
-    dtype: str
+    device: str | None  # None: not known, since a server computes
+    dtype: str | None
     chat_template: bool
     data: DataRecord
     timing: TimingRecord
-    memory: MemoryRecord
-    tokens: TokenRecord
+    memory: MemoryRecord | None
+    tokens: TokenRecord | None
     seed: int
     date: str  # ISO 8601, UTC
     resumed: bool
@@ -167,6 +187,7 @@ class RunRecord(Record):
     groups: dict[str, GroupRecord] = Field(default_factory=dict)
     foreign_chat_template: bool = False
     system_instruction: str | None = None
+    endpoint: EndpointRecord | None = None  # None: the model ran on this machine
     self_check: float | None = None  # nats a token between our log-probabilities and the library's; None: not made
 
 

@@ -21,6 +21,7 @@ from harness.reports.paired import (
     holm,
     interval_of,
 )
+from harness.reports.tables import backend_text, computed_by
 
 SIGNIFICANT = 0.05
 
@@ -264,4 +265,5 @@ def _evidence(task: TaskComparison) -> list[str]:
 
 
 def _name(record: RunRecord) -> str:
-    return f"{record.model.name} · {record.backend} ({record.model.weights}), executed by {record.execution}"
+    executed = computed_by(record.model, record.execution, record.device, record.dtype)[0]
+    return f"{record.model.name} · {backend_text(record.backend, record.model)}, executed by {executed}"

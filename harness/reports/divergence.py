@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tabulate import tabulate
 
-from harness.files import MIB
 from harness.records.divergence import DivergenceRecord, Estimated
+from harness.reports.tables import backend_text, mebibytes
 
 
 def divergence_text(record: DivergenceRecord) -> str:
@@ -31,8 +31,8 @@ def divergence_table(record: DivergenceRecord) -> tuple[list[str], list[list[str
     ]  # fmt: skip
     rows = [
         [
-            f"{one.backend} ({one.model.weights})",
-            f"{one.model.weights_bytes / MIB:.0f}",
+            backend_text(one.backend, one.model),
+            mebibytes(one.model.weights_bytes),
             estimated_text(one.bits_per_character, "{:.4f}"),
             "" if one is first else estimated_text(one.kl, "{:.5f}"),
             "" if one is first else f"{one.kl_percentile_99_9:.3f}",

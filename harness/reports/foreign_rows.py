@@ -7,7 +7,7 @@ from typing import Any
 
 from harness.records.base import Record
 from harness.records.run import ForeignTaskRecord, GroupRecord, MetricRecord, ModelRecord, RunRecord
-from harness.reports.tables import examples_shown, prompt_changes, told_apart
+from harness.reports.tables import backend_text, computed_by, examples_shown, prompt_changes, told_apart
 
 # A group of more tasks than this shows its own figures only; leaderboard.json has the tasks'.
 MOST_COLUMNS = 12
@@ -27,8 +27,8 @@ class ForeignRow(Record):
     model: ModelRecord
     backend: str
     execution: str
-    device: str
-    dtype: str
+    device: str | None
+    dtype: str | None
     limit: int | None
     chat_template: bool
     system_instruction: str | None
@@ -53,7 +53,7 @@ def foreign_rows(runs: Iterable[tuple[str, RunRecord]]) -> list[ForeignRow]:
             "system_instruction": record.system_instruction,
         }
         shots = {task: one.num_fewshot for task, one in record.foreign.items()}
-        alike = rows.setdefault((record.model.name, record.model.sha256, record.model.weights, *asked.values()), [])
+        alike = rows.setdefault((record.model.name, record.model.identity, record.model.weights, *asked.values()), [])
         # Each task has its own number of solved examples: a run joins the row that knows no other number.
         row = next((row for row in alike if all(row["shots"].get(task, n) == n for task, n in shots.items())), None)
         if row is None:
@@ -125,8 +125,8 @@ def _table(
             metric_text(records[task].metrics[main]) if task in records and main in records[task].metrics else "–"
             for task, main in columns
         ]
-        backend = f"{row.backend} ({row.model.weights})"
-        executed = ", ".join([row.execution, row.device, row.dtype])
+        backend = backend_text(row.backend, row.model)
+        executed = ", ".join(computed_by(row.model, row.execution, row.device, row.dtype))
         own = [group.get(metric, "–") for metric in of_group]
         cells.append([told_apart(row.model, models), backend, executed, *own, *figures, _asked(row, records)])
     return headers, cells

@@ -122,7 +122,7 @@ def _link(run: str) -> str:
 
 def _label(row: Row) -> str:
     """Name backend and model, and the bits of a mixed recipe: bars of the same label would be added up."""
-    bits, quantised, _ = row.model.weights.partition("-bit")
+    bits, quantised, _ = (row.model.weights or "").partition("-bit")
     mixed = f" ({bits}-bit)" if quantised and " and " in bits else ""
     return f"{row.backend}{mixed} · {row.name}"
 
@@ -139,7 +139,8 @@ def chart_rows(board: Leaderboard) -> list[dict[str, Any]]:
     names = list(dict.fromkeys(row.name for row in _scored_rows(board)))
     for row in _scored_rows(board):
         score, stderr = _row_score(row)
-        if score is None or not row.records_per_second or not row.single_bytes:
+        weights = row.model.weights_bytes
+        if score is None or not row.records_per_second or not row.single_bytes or not weights:
             continue
         margin = 1.96 * (stderr or 0)
         low, high = row.score_interval or (score - margin, score + margin)
@@ -157,7 +158,7 @@ def chart_rows(board: Leaderboard) -> list[dict[str, Any]]:
                 "high": 100 * high,
                 "seconds": 1 / row.records_per_second,
                 "memory": row.single_bytes / MIB,
-                "weights": row.model.weights_bytes / MIB,
+                "weights": weights / MIB,
                 "link": _link(row.runs[-1].directory),
             }
         )
@@ -208,7 +209,8 @@ def _pairs(results: Path, rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 def _asks_alike(one: Row, other: Row) -> bool:
     keys = [
-        (row.model.sha256, row.data, row.num_fewshot, row.chat_template, row.system_instruction) for row in (one, other)
+        (row.model.identity, row.data, row.num_fewshot, row.chat_template, row.system_instruction)
+        for row in (one, other)
     ]
     return keys[0] == keys[1]
 
@@ -264,7 +266,7 @@ def _table_row(row: Row, machines: Sequence[str]) -> dict[str, Any]:
         "model": row.name,
         "heads": any(found.head for found in row.tasks.values()),
         "backend": row.backend,
-        "weights_type": row.model.weights,
+        "weights_type": row.model.weights or "not known",
         "executed": executed_text(row, row.runs, machines),
         "borrowed": row.is_mlx_by_torch,
         "group": GROUPS[row.group],
@@ -275,6 +277,6 @@ def _table_row(row: Row, machines: Sequence[str]) -> dict[str, Any]:
         "score_text": estimate_text(score, stderr),
         "speed": row.records_per_second,
         "single": row.single_bytes and row.single_bytes / MIB,
-        "weights": row.model.weights_bytes / MIB,
+        "weights": row.model.weights_bytes and row.model.weights_bytes / MIB,
         "link": _link(row.runs[-1].directory),
     }

@@ -57,7 +57,7 @@ class RowRun(Record):
     seed: int
     documents: int  # of all its tasks
     timing: TimingRecord
-    memory: MemoryRecord
+    memory: MemoryRecord | None
 
 
 class Row(Record):
@@ -68,8 +68,8 @@ class Row(Record):
     model: ModelRecord
     backend: str
     execution: str
-    device: str
-    dtype: str
+    device: str | None
+    dtype: str | None
     data: DataRecord
     num_fewshot: int
     chat_template: bool
@@ -164,7 +164,7 @@ def _key(record: RunRecord, task: TaskRecord, group: str) -> tuple[Any, ...]:
     """Return what runs must agree in to make one row."""
     model, data = record.model, record.data
     return (
-        (model.name, model.sha256, model.weights),
+        (model.name, model.identity, model.weights),
         (record.backend, record.execution, record.device, record.dtype),
         (data.source, data.split, data.limit),
         (group, task.num_fewshot, record.chat_template, record.system_instruction),
@@ -185,6 +185,7 @@ def _row(draft: _Draft, models: Sequence[ModelRecord]) -> Row:
     estimates = _estimates(tasks.values())
     mean = mean_estimate(estimates) if estimates else None
     score = mean if len(estimates) == len(RUSSIAN_SUPERGLUE) else None
+    memories = [run.record.memory for run in runs if run.record.memory]
     return Row(
         group=draft.group,
         name=told_apart(newest.model, models),
@@ -205,8 +206,8 @@ def _row(draft: _Draft, models: Sequence[ModelRecord]) -> Row:
         mean_stderr=mean.stderr if mean else None,
         records_per_second=_speed(runs, draft.group),
         # 0 where it was not measured: generated answers, resumed runs.
-        single_bytes=max(run.record.memory.single_bytes for run in runs) or None,
-        peak_bytes=max(run.record.memory.peak_bytes for run in runs) or None,
+        single_bytes=max((memory.single_bytes for memory in memories), default=0) or None,
+        peak_bytes=max((memory.peak_bytes for memory in memories), default=0) or None,
         is_mlx_by_torch=newest.execution == "torch" and newest.backend.startswith("mlx"),
         runs=tuple(_row_run(run) for run in runs),
     )

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from harness.files import MIB, write_atomically
+from harness.files import write_atomically
 from harness.records.latency import LatencyRecord
+from harness.records.run import ENDPOINT
 from harness.reports.divergence import divergence_heading, divergence_table
 from harness.reports.foreign_rows import foreign_tables
 from harness.reports.leaderboard import (
@@ -22,7 +23,15 @@ from harness.reports.leaderboard import (
     machine_text,
 )
 from harness.reports.published import REFERENCE_NOTE, reference_cells
-from harness.reports.tables import MINI_NOTE, estimate_text, examples_shown, prompt_changes
+from harness.reports.tables import (
+    MINI_NOTE,
+    backend_text,
+    computed_by,
+    estimate_text,
+    examples_shown,
+    mebibytes,
+    prompt_changes,
+)
 from harness.tasks import RUSSIAN_SUPERGLUE, get_task
 
 _TIMED = ("terra", "muserc")  # the short and the long question
@@ -118,11 +127,11 @@ def _cells(row: Row, machines: Sequence[str]) -> list[str]:
     mark = "*" if row.is_mlx_by_torch else ""
     score = estimate_text(row.score, row.score_stderr)
     speed = "–" if row.records_per_second is None else f"{row.records_per_second:.2f}{mark}"
-    memory = [f"{_mebibytes(size)}{mark if size else ''}" for size in (row.single_bytes, row.peak_bytes)]
-    weights = _mebibytes(row.model.weights_bytes)
+    memory = [f"{mebibytes(size)}{mark if size else ''}" for size in (row.single_bytes, row.peak_bytes)]
+    weights = mebibytes(row.model.weights_bytes)
     scores = [_score(row.tasks.get(task)) for task in RUSSIAN_SUPERGLUE]
     executed = executed_text(row, row.runs, machines)
-    backend = f"{row.backend} ({row.model.weights})"
+    backend = backend_text(row.backend, row.model)
     return [_model_name(row), backend, executed, *scores, score, speed, *memory, weights, data_text(row)]
 
 
@@ -141,15 +150,15 @@ def latency_cells(record: LatencyRecord, machines: Sequence[str]) -> list[str]:
     one_question = [f"{1000 * one.p50:.0f} / {1000 * one.p95:.0f}" if one else "–" for one in timed]
     return [
         record.model.name,
-        f"{record.backend} ({record.model.weights})",
+        backend_text(record.backend, record.model),
         executed_text(record, [record], machines),
         *one_question,
         f"{record.throughput.questions_per_second:.1f}",
         f"{1000 * record.generation.first_token_seconds:.0f}",
         f"{record.generation.tokens_per_second:.1f}",
         f"{record.load_seconds:.1f}",
-        _mebibytes(record.single_bytes),
-        _mebibytes(record.peak_bytes),
+        mebibytes(record.single_bytes),
+        mebibytes(record.peak_bytes),
     ]
 
 
@@ -158,14 +167,16 @@ def latency_note(records: Sequence[LatencyRecord]) -> str:
 
 
 def all_machines(board: Leaderboard) -> list[str]:
-    """Return every machine that a row or a latency record was measured on, once."""
-    runs: list[RowRun | LatencyRecord] = [*board.latency.values(), *(run for row in board.rows for run in row.runs)]
+    """Return every machine that a row or a latency record was measured on, once; none for models behind servers."""
+    rows = [row for row in board.rows if row.execution != ENDPOINT]
+    runs: list[RowRun | LatencyRecord] = [*board.latency.values(), *(run for row in rows for run in row.runs)]
     return sorted(set(map(machine_text, runs)))
 
 
 def executed_text(one: Row | LatencyRecord, runs: Sequence[RowRun | LatencyRecord], machines: Sequence[str]) -> str:
     """Say what computed, and on which of the machines, where there are several."""
-    return ", ".join([one.execution, one.device, one.dtype, *_where(runs, machines)])
+    found = computed_by(one.model, one.execution, one.device, one.dtype)
+    return ", ".join(found if one.execution == ENDPOINT else [*found, *_where(runs, machines)])
 
 
 def _where(runs: Sequence[RowRun | LatencyRecord], machines: Sequence[str]) -> list[str]:
@@ -190,10 +201,6 @@ def _score(task: TaskScore | None) -> str:
 
 def _percent(value: float | None) -> str:
     return f"{100 * (value or 0):.1f}"
-
-
-def _mebibytes(size: int | None) -> str:
-    return f"{size / MIB:.0f}" if size else "–"
 
 
 def _caveats(rows: Sequence[Row]) -> str:

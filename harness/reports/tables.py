@@ -8,7 +8,7 @@ from typing import Any
 from tabulate import tabulate
 
 from harness.files import MIB
-from harness.records.run import MetricRecord, ModelRecord, RunRecord
+from harness.records.run import ENDPOINT, MetricRecord, ModelRecord, RunRecord
 
 # From this share of at least so many answers on, a model that answers by a constant is pointed out.
 NEARLY_ALL = 0.95
@@ -25,8 +25,23 @@ def estimate_text(value: float | None, stderr: float | None) -> str:
 
 def told_apart(model: ModelRecord, others: Iterable[ModelRecord]) -> str:
     """Return a model's name, with its hash where another model has the same name."""
-    hashes = {other.sha256 for other in others if other.name == model.name} | {model.sha256}
-    return model.name if len(hashes) == 1 else f"{model.name} ({model.sha256[:8]})"
+    found = {other.identity for other in others if other.name == model.name} | {model.identity}
+    return model.name if len(found) == 1 else f"{model.name} ({model.short_identity})"
+
+
+def backend_text(backend: str, model: ModelRecord) -> str:
+    """Name a backend, with the model's weights where they are known."""
+    return f"{backend} ({model.weights})" if model.weights else backend
+
+
+def computed_by(model: ModelRecord, execution: str, device: str | None, dtype: str | None) -> list[str]:
+    """Say what computed: a library on a device in a type, or a server."""
+    return [f"{ENDPOINT} {model.origin}"] if execution == ENDPOINT else [execution, str(device), str(dtype)]
+
+
+def mebibytes(size: int | None) -> str:
+    """Format a size in MiB; a dash where it is not known."""
+    return f"{size / MIB:.0f}" if size else "–"
 
 
 def examples_shown(number: int) -> str:
@@ -103,8 +118,10 @@ def answer_table(words: Sequence[str], choices: Mapping[str, float]) -> str:
 
 def _heading(record: RunRecord) -> str:
     limit = f", at most {record.data.limit} documents a task" if record.data.limit else ""
-    computed = f"executed by {record.execution} on {record.device} in {record.dtype}"
     data = f"\ndata: {record.data.description}, {record.data.split}{limit}" if record.tasks else ""
+    if record.endpoint:
+        return f"{record.model.name} · {record.endpoint.address} · {' and '.join(record.endpoint.apis)} API{data}"
+    computed = f"executed by {record.execution} on {record.device} in {record.dtype}"
     return f"{record.model.name} · {record.backend} (weights: {record.model.weights}) · {computed}{data}"
 
 
@@ -115,6 +132,19 @@ def _constant_answer(answers: Mapping[str, int]) -> str:
     if total < FEWEST_ANSWERS or count < NEARLY_ALL * total:
         return ""
     return f"{100 * count / total:.0f}% of the answers are {label}: compare with a constant answer"
+
+
+def _cost(record: RunRecord) -> str:
+    timing, tokens, memory = record.timing, record.tokens, record.memory
+    saved = ""
+    if tokens and tokens.shared:
+        saved = f", {100 * tokens.shared / (tokens.computed + tokens.shared):.0f}% of the tokens shared"
+    speed = f"{timing.records_per_second:.1f} documents a second ({timing.scoring_seconds:.1f} s{saved})"
+    if memory is None:
+        return speed
+    return (
+        f"{speed}, peak memory {mebibytes(memory.peak_bytes)} MiB, weights {mebibytes(record.model.weights_bytes)} MiB"
+    )
 
 
 def _summary(record: RunRecord) -> list[str]:
@@ -130,13 +160,7 @@ def _summary(record: RunRecord) -> list[str]:
         lines.append(MINI_NOTE)
     if record.execution == "torch" and record.backend.startswith("mlx"):
         lines.append("MLX weights executed by torch: the scores are real, the speed is not MLX's.")
-    timing, tokens = record.timing, record.tokens
-    asked = tokens.computed + tokens.shared
-    saved = f", {100 * tokens.shared / asked:.0f}% of the tokens shared" if asked and tokens.shared else ""
-    lines.append(
-        f"{timing.records_per_second:.1f} documents a second ({timing.scoring_seconds:.1f} s{saved}), "
-        f"peak memory {record.memory.peak_bytes / MIB:.0f} MiB, weights {record.model.weights_bytes / MIB:.0f} MiB"
-    )
+    lines.append(_cost(record))
     lines.extend(
         f"{name}: {task.truncated} requests cut to the model's context"
         for name, task in record.foreign.items()

@@ -24,8 +24,8 @@ from adapters.base import Sampling
 from adapters.registry import BACKENDS, pick_execution
 from harness.data import cached_split
 from harness.errors import UserError
+from harness.evaluation.account import model_record
 from harness.evaluation.predict import Predictor
-from harness.evaluation.summary import model_record
 from harness.models.open import open_model
 from harness.models.options import ModelOptions
 from harness.records import provenance

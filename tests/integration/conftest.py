@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from harness.tasks.lm_eval_index import lm_eval_tasks
 from tests.integration.command import ONE_THREAD, Command, call_here, call_process
+from tests.integration.endpoint import Done, Evaluate, given_to
 from tests.integration.training import call, write_recipe
+from tests.openai_server import OpenAIServer
 from tests.tiny_gemma import make_tiny_gemma
 
 
@@ -61,3 +64,23 @@ def checkpoint(
     assert done.returncode == 0, done.stderr
     assert f"checkpoint: {output}" in done.stdout
     return output
+
+
+@pytest.fixture(scope="session")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The index of lm-eval's tasks, which takes ten seconds to make."""
+    cache = tmp_path_factory.mktemp("index")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RSG_HARNESS_CACHE", str(cache))
+        lm_eval_tasks()
+    return cache / "lm-eval"
+
+
+@pytest.fixture
+def evaluate(environment: dict[str, str], tmp_path: Path) -> Evaluate:
+    """Runs the command in this process, into tmp_path/out unless told otherwise, with `key` in the environment."""
+
+    def call(server: OpenAIServer | str, *arguments: str | Path, key: str = "") -> Done:
+        return call_here(given_to(server, tmp_path, *arguments), tmp_path, {**environment, "OPENAI_API_KEY": key})
+
+    return call

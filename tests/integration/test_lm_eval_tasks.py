@@ -13,7 +13,6 @@ import pytest
 from harness.records.run import read_run, read_samples
 from harness.tasks import include, registry
 from harness.tasks.foreign import load_foreign_tasks
-from harness.tasks.lm_eval_index import lm_eval_tasks
 from tests.integration.command import Command
 from tests.lm_eval_tasks import CHOICES, TASKS, TEXTS, write_lm_eval_tasks
 
@@ -38,16 +37,6 @@ OTHER = """
 group: own_other
 task: [{task: own_choice, num_fewshot: 1}]
 """
-
-
-@pytest.fixture(scope="session")
-def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The index of lm-eval's tasks, which takes ten seconds to make."""
-    cache = tmp_path_factory.mktemp("index")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RSG_HARNESS_CACHE", str(cache))
-        lm_eval_tasks()
-    return cache / "lm-eval"
 
 
 @pytest.fixture

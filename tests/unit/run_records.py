@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.records.run import (
+    ENDPOINT,
     DataRecord,
+    EndpointRecord,
     MemoryRecord,
     MetricRecord,
     ModelRecord,
@@ -102,6 +104,15 @@ def run_record(
         "command": "rsg-harness run",
     }
     return RunRecord(**{**fields, **changes})
+
+
+def endpoint_record(address: str, *figures: Any, **changes: Any) -> RunRecord:
+    """A run of a model behind a server, of which nothing but names is known."""
+    model = ModelRecord(name="large", origin=address, sha256=None, parameters=None, weights=None, weights_bytes=None)
+    unknown = dict.fromkeys(("device", "dtype", "memory", "tokens"))
+    endpoint = EndpointRecord(address=address, apis=("completions",))
+    record = run_record(*figures, backend=ENDPOINT, execution=ENDPOINT, endpoint=endpoint, **unknown, **changes)
+    return record.model_copy(update={"model": model})
 
 
 def write_record(directory: Path, record: RunRecord, samples: Iterable[SampleRecord] = ()) -> Path:

@@ -40,7 +40,7 @@ OPTIONS: dict[str, type] = {
 # What is not a field of the options: adapt either analyses or adapts.
 NOT_OPTIONS = {"analyse"}
 # Fields that no argument sets: the dispatcher knows the command line, and sweep names backends of its own.
-NOT_ARGUMENTS = {"sweep": {"backend", "backend_args"}}
+NOT_ARGUMENTS = {"sweep": {"backend", "backend_args", "endpoint", "api_key_file", "concurrency", "timeout"}}
 REQUIRED = {
     "train": ["--recipe", "small"],
     "distill": ["--endpoint", "http://localhost/v1", "--teacher", "large", "--output", "labels"],

@@ -19,7 +19,7 @@ from harness.reports.leaderboard import build_leaderboard
 from harness.reports.leaderboard_page import write_leaderboard
 from harness.reports.published import published
 from harness.tasks import RUSSIAN_SUPERGLUE
-from tests.unit.run_records import MACHINE, MIB, NINE, run_record, sha256, write_record
+from tests.unit.run_records import MACHINE, MIB, NINE, endpoint_record, run_record, sha256, write_record
 
 EARLY, LATE, LATEST = (f"2025-01-0{day}T10:00:00+00:00" for day in (1, 2, 3))
 COLUMN = dict(
@@ -396,6 +396,30 @@ def test_models_of_one_name_are_told_apart_by_their_hash(tmp_path, add):
     add("a", {"terra": 0.5}, model="gemma")
     shown = [row["model"] for row in tables(page(tmp_path))[PROBABILITY]]
     assert shown == [f"gemma ({sha256('gemma')[:8]})", f"gemma ({sha256('other')[:8]})"]
+
+
+def test_models_behind_servers_have_rows_without_what_only_the_servers_know(tmp_path, add):
+    add("here", {"terra": 0.9}, model="large")
+    for name, address, figure in (("a", "http://a/v1", 0.8), ("b", "http://b/v1", 0.7), ("c", "http://a/v1", 0.6)):
+        task = "rcb" if name == "c" else "terra"
+        foreign_tasks = {"own": foreign(0.5)} if name == "b" else {}
+        record = endpoint_record(address, {task: figure}, machine={**MACHINE, "cores": 64}, foreign=foreign_tasks)
+        write_record(tmp_path / "runs" / name, record)
+    found = tables(page(tmp_path))
+    rows = {row["model"]: row for row in found[PROBABILITY]}
+    # The two runs against one server make one row.
+    assert set(rows) == {f"large ({sha256('large')[:8]})", "large (http://a/v1)", "large (http://b/v1)"}
+    row = rows["large (http://a/v1)"]
+    assert (row["TERRa"], row["RCB"]) == ("80.0", "60.0")
+    assert (row["backend (weights)"], row["executed by"]) == ("endpoint", "endpoint http://a/v1")
+    assert [row[column] for column in row if "MiB" in column] == ["–", "–", "–"]
+    [other] = found["lm-eval's tasks: single tasks"]
+    assert (other["backend (weights)"], other["executed by"]) == ("endpoint", "endpoint http://b/v1")
+    # The machine that asked computed nothing.
+    assert "64 cores" not in page(tmp_path)
+    json_rows = {row["name"]: row for row in board(tmp_path)["rows"]}
+    assert json_rows["large (http://a/v1)"]["model"]["weights_bytes"] is None
+    assert json_rows["large (http://a/v1)"]["peak_bytes"] is None
 
 
 def test_rows_over_other_documents_or_with_other_prompts_are_pointed_out(tmp_path, add):

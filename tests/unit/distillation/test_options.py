@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from harness.distillation.options import DistillOptions, check_options, chosen_tasks, read_key
+from harness.distillation.options import DistillOptions, check_options, chosen_tasks
+from harness.endpoint.options import read_key
 from harness.errors import UserError
 
 

@@ -9,12 +9,17 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from harness.distillation.client import Position, Reply, plain_text, read_reply
+from harness.distillation.client import Position, Reply, make_reply
 from harness.distillation.lines import Usage
 from harness.distillation.replies import Label, first_token_probabilities, read_label
+from harness.endpoint.answers import Answer, plain_text
 
 YES_NO = ["да", "нет"]
 THREE = ["да", "нет", "неизвестно"]
+
+
+def read_reply(content: bytes) -> Reply:
+    return make_reply(Answer.model_validate_json(content))
 
 
 def position(generated: str, **shares: float) -> Position:

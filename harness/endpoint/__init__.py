@@ -1,0 +1,1 @@
+"""Models behind OpenAI-compatible servers: the connection, the shapes of answers, many questions at a time."""
