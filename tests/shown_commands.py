@@ -30,6 +30,18 @@ NOT_RUN = {
     "rsg-harness run --endpoint http://HOST/v1 --model NAME --tasks gsm8k --apply-chat-template on": (
         "its documents are on the hub; tests/integration/test_endpoint.py runs it on others"
     ),
+    "pip install -c constraints.txt -e .[gguf]": "needs a package index",
+    "rsg-harness run --model model-Q4_K_M.gguf --backend gguf": "tests/integration/test_run_gguf.py runs a file",
+    "rsg-harness run --model model-Q4_K_M.gguf --backend gguf --data DIR": (
+        "tests/integration/test_run_gguf.py runs a file"
+    ),
+    "rsg-harness run --model best --backend gguf-q8_0 --data DIR": (
+        "needs an extra; tests/integration/test_run_gguf.py runs a small checkpoint"
+    ),
+    "rsg-harness sweep --backends torch,mlx-q4,gguf-q8_0,gguf-q4_0 --data DIR --limit 200": (
+        "needs an extra; tests/integration/test_run_gguf.py runs these backends"
+    ),
+    "rsg-harness bot --console --backend gguf-q8_0": "needs an extra; tests/parity/test_gguf_backend.py generates",
     "pip install -c constraints.txt -e .[embedded,notebooks]": "needs a package index",
     "pip install -c constraints.txt -e .[report]": "needs a package index",
     "jupyter lab notebooks/": "does not end; tests/integration/test_notebooks.py runs the notebooks",
