@@ -84,20 +84,20 @@ class NextToken:
         if self._coarse is None:
             return self._exact(hidden).cpu().numpy()
         hidden = hidden.float()
-        rough, _, _ = self._coarse(hidden)
-        reach = EXACT_NATS * temperature / self._rule.scale
-        for state, row in zip(hidden, rough.numpy(), strict=True):
-            candidates = np.flatnonzero(row >= row.max() - reach)
+        logits = apply_rule(self._coarse(hidden)[0], self._rule)
+        for state, row in zip(hidden, logits, strict=True):
+            candidates = np.flatnonzero(row.numpy() >= float(row.max()) - EXACT_NATS * temperature)
             if len(candidates) > MOST_CANDIDATES:
-                row[:] = self._product(state[None])[0]
+                row[:] = self._exact(state[None])[0]
             else:
-                row[candidates] = self._products_of(state, candidates)
-        return apply_rule(rough, self._rule).numpy()
+                exact = torch.from_numpy(self._products_of(state, candidates))
+                row[torch.from_numpy(candidates)] = apply_rule(exact, self._rule)
+        return logits.numpy()
 
     def _likeliest_of(
         self, coarse: CoarseProduct, state: torch.Tensor, rough: np.ndarray, length: float, lost: float
     ) -> int:
-        least = self._products_of(state, rough.argmax(keepdims=True))[0]
+        least = self._products_of(state, np.array([rough.argmax()]))[0]
         candidates = coarse.at_least(least, rough, length, lost)
         if len(candidates) > MOST_CANDIDATES:
             return int(self._product(state[None]).argmax())
