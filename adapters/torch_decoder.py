@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
 
-# What float16 may lose of a weight: half its smallest step. float32 itself rounds larger weights as much.
-LARGEST_LOSS = 2.0**-25
+from adapters.torch_attention import CPU_ATTENTION
+
+STEP_ATTENTION = "rsg_step"
 # Rows up to which FBGEMM's product is faster: PyTorch's own makes better use of several rows, in bfloat16 sooner.
 PACKED_ROWS = {torch.float32: 24, torch.bfloat16: 8}
-# Rows of a matrix that are checked at a time.
-CHECKED_ROWS = 4_096
 
 
 class PackedLinear(nn.Module):
@@ -47,6 +48,43 @@ class PackedLinear(nn.Module):
         return nn.functional.linear(states.to(self.weight.dtype), self.weight, self.bias).float()
 
 
+def step_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Compute `grouped_attention` for one float32 query of each row, without what only longer texts need."""
+    batch, heads, _, size = query.shape
+    if sliding_window and key.shape[2] > sliding_window:
+        key, value = key[:, :, -sliding_window:], value[:, :, -sliding_window:]
+        attention_mask = None if attention_mask is None else attention_mask[..., -sliding_window:]
+    products, groups = batch * key.shape[1], key.shape[1]
+    folded = query.reshape(products, heads // groups, size) * (size**-0.5 if scaling is None else scaling)
+    scores = torch.bmm(folded, key.reshape(products, -1, size).transpose(1, 2))
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if attention_mask is not None:
+        scores = scores.view(batch, heads, -1).masked_fill_(~attention_mask[:, :, 0], -torch.inf).view(scores.shape)
+    if s_aux is not None:
+        sinks = s_aux.float().view(1, groups, -1, 1).expand(batch, -1, -1, 1).reshape(products, -1, 1)
+        weights = torch.softmax(torch.cat([scores, sinks], dim=-1), dim=-1)[..., :-1]
+    else:
+        weights = torch.softmax(scores, dim=-1)
+    mixed = torch.bmm(weights, value.reshape(products, -1, value.shape[-1]))
+    return mixed.view(batch, 1, heads, -1), None
+
+
+for register, function in ((AttentionInterface, step_attention), (AttentionMaskInterface, sdpa_mask)):
+    register.register(STEP_ATTENTION, function)
+
+
 def stepping_decoder(decoder: nn.Module) -> nn.Module:
     """Return the decoder to compute single tokens with: a twin on the same weights, or the decoder itself.
 
@@ -56,7 +94,9 @@ def stepping_decoder(decoder: nn.Module) -> nn.Module:
     if not _can_be_packed(decoder):
         return decoder
     shared = {id(tensor): tensor for tensor in (*decoder.parameters(), *decoder.buffers())}
-    twin = copy.deepcopy(decoder, shared)
+    twin: Any = copy.deepcopy(decoder, shared)
+    if twin.config._attn_implementation == CPU_ATTENTION:
+        twin.config._attn_implementation = STEP_ATTENTION
     places = [
         (module, name, child)
         for module in twin.modules()
@@ -96,11 +136,10 @@ def _can_be_packed(decoder: nn.Module) -> bool:
 
 
 def _fits_float16(weight: torch.Tensor) -> bool:
-    for rows in weight.split(CHECKED_ROWS):
-        exact = rows.float()
-        if not bool((exact.half().float() - exact).abs().max() <= LARGEST_LOSS):
-            return False
-    return True
+    """Return whether all numbers are bfloat16 ones in the range of float16, which rounds the smallest by 2 ** -25."""
+    low, high = torch.aminmax(weight)
+    largest = float(torch.maximum(-low, high))
+    return largest <= torch.finfo(torch.float16).max and torch.equal(weight.bfloat16().to(weight.dtype), weight)
 
 
 @contextlib.contextmanager

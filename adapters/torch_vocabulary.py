@@ -26,6 +26,8 @@ STATE_LIMIT = 63
 # A token whose logit is this many temperatures below the largest is 22,000 times less probable: it may keep the logit
 # of the 8-bit product.
 EXACT_NATS = 10.0
+# The share of tokens whose rounding is bounded by one number for all.
+USUAL_SHARE = 0.98
 # So many tokens in the running cost more than the whole product.
 MOST_CANDIDATES = 16_384
 # Tokens whose logits are computed in float32 where the first product is of 16 bits.
@@ -33,7 +35,7 @@ RESCORED = 64
 
 
 class NextToken:
-    """The output head of a model, ready for one state of each row at a time.
+    """The output head of a model, ready for one state of each row at a time. Not for several threads at once.
 
     Args:
         head: Weight [vocabulary, hidden size] of any type, and perhaps a bias.
@@ -57,7 +59,10 @@ class NextToken:
             hidden: [rows, hidden size], last hidden states of any type.
         """
         if self._coarse is not None:
-            return [self._likeliest_of(*row) for row in zip(hidden.float(), *self._coarse(hidden.float()), strict=True)]
+            hidden = hidden.float()
+            rough, lengths, lost = self._coarse(hidden)
+            rows = zip(hidden, rough.numpy(), lengths.tolist(), lost.tolist(), strict=True)
+            return [self._likeliest_of(self._coarse, *row) for row in rows]
         weight = self._head.weight
         if weight.dtype == torch.float32 or self._head.bias is not None or len(weight) < LARGE_VOCABULARY:
             return self._exact(hidden).argmax(dim=1).tolist()
@@ -70,7 +75,7 @@ class NextToken:
         return found.indices.gather(1, exact.argmax(dim=1, keepdim=True))[:, 0].tolist()
 
     def logits(self, hidden: torch.Tensor, temperature: float) -> np.ndarray:
-        """Return logits to sample from, float32 [rows, vocabulary].
+        """Return logits to sample from, float32 [rows, vocabulary]. The next call may overwrite them.
 
         Args:
             hidden: [rows, hidden size], last hidden states of any type.
@@ -78,22 +83,29 @@ class NextToken:
         """
         if self._coarse is None:
             return self._exact(hidden).cpu().numpy()
-        rough, _ = self._coarse(hidden.float())
-        for state, row in zip(hidden.float(), rough, strict=True):
-            candidates = (row >= row.max() - EXACT_NATS * temperature / self._rule.scale).nonzero()[:, 0]
+        hidden = hidden.float()
+        logits = apply_rule(self._coarse(hidden)[0], self._rule)
+        for state, row in zip(hidden, logits, strict=True):
+            candidates = np.flatnonzero(row.numpy() >= float(row.max()) - EXACT_NATS * temperature)
             if len(candidates) > MOST_CANDIDATES:
-                row.copy_(self._product(state[None])[0])
+                row[:] = self._exact(state[None])[0]
             else:
-                row[candidates] = self._head.weight[candidates].float() @ state
-        return apply_rule(rough, self._rule).numpy()
+                exact = torch.from_numpy(self._products_of(state, candidates))
+                row[torch.from_numpy(candidates)] = apply_rule(exact, self._rule)
+        return logits.numpy()
 
-    def _likeliest_of(self, state: torch.Tensor, rough: torch.Tensor, error: torch.Tensor) -> int:
-        best = rough.argmax()
-        least = self._head.weight[best].float() @ state
-        candidates = (rough + error >= least).nonzero()[:, 0]
+    def _likeliest_of(
+        self, coarse: CoarseProduct, state: torch.Tensor, rough: np.ndarray, length: float, lost: float
+    ) -> int:
+        least = self._products_of(state, np.array([rough.argmax()]))[0]
+        candidates = coarse.at_least(least, rough, length, lost)
         if len(candidates) > MOST_CANDIDATES:
             return int(self._product(state[None]).argmax())
-        return int(candidates[(self._head.weight[candidates].float() @ state).argmax()])
+        return int(candidates[self._products_of(state, candidates).argmax()])
+
+    def _products_of(self, state: torch.Tensor, tokens: np.ndarray) -> np.ndarray:
+        """Return a state's exact products with the rows of some tokens, float32 [tokens]."""
+        return (self._head.weight[torch.from_numpy(tokens)].float() @ state).numpy()
 
     def _exact(self, hidden: torch.Tensor) -> torch.Tensor:
         return apply_rule(self._product(hidden.float()), self._rule)
@@ -116,49 +128,79 @@ class CoarseProduct:
     """
 
     def __init__(self, weight: torch.Tensor) -> None:
-        vocabulary, width = weight.shape
-        rounded = torch.empty(vocabulary, width, dtype=torch.int8)
-        self._scales = torch.empty(vocabulary)
-        self._errors = torch.empty(vocabulary)
-        self._longest = 0.0
-        for start in range(0, vocabulary, VOCABULARY_CHUNK):
-            part = slice(start, start + VOCABULARY_CHUNK)
-            rows = weight[part].float()
-            scales = (rows.abs().amax(dim=1) / 127).clamp(min=1e-30)
-            codes = (rows / scales[:, None]).round_()
-            rounded[part], self._scales[part] = codes, scales
-            self._errors[part] = torch.linalg.vector_norm(rows - codes * scales[:, None], dim=1)
-            self._longest = max(self._longest, float(torch.linalg.vector_norm(rows, dim=1).max()))
-        self._weight = torch.ops.onednn.qlinear_prepack(rounded, None)
-        self._zeros = torch.zeros(vocabulary, dtype=torch.int32)
-        state = torch.randn(1, width, generator=torch.Generator().manual_seed(0))
-        found, error = self(state)
+        self._buffer = torch.empty(0, len(weight))
+        self._parts: list[tuple[Any, torch.Tensor, torch.Tensor]] = []
+        errors, longest = [], 0.0
+        for rows in weight.split(VOCABULARY_CHUNK):
+            exact = rows.float()
+            scales = (exact.abs().amax(dim=1) / 127).clamp_(min=1e-30)
+            codes = (exact / scales[:, None]).round_()
+            packed = torch.ops.onednn.qlinear_prepack(codes.to(torch.int8), None)
+            self._parts.append((packed, scales, torch.zeros(len(rows), dtype=torch.int32)))
+            longest = max(longest, float(torch.linalg.vector_norm(exact, dim=1).max()))
+            errors.append(torch.linalg.vector_norm(exact - codes.mul_(scales[:, None]), dim=1))
+        self._longest = longest
+        self._errors = torch.cat(errors).numpy()
+        # A few tokens with a much larger error than the others are looked at one by one.
+        self._usual_error = float(np.quantile(self._errors, USUAL_SHARE))
+        self._unusual = np.flatnonzero(self._errors > self._usual_error)
+        self._check(weight)
+
+    def _check(self, weight: torch.Tensor) -> None:
+        state = torch.randn(1, weight.shape[1], generator=torch.Generator().manual_seed(0))
+        rough, lengths, lost = self(state)
         some = slice(0, VOCABULARY_CHUNK)
-        if not bool(((found[0, some] - weight[some].float() @ state[0]).abs() <= error[0, some]).all()):
+        off = (rough[0, some] - weight[some].float() @ state[0]).abs().numpy()
+        if not (off <= self._bound(self._errors[some], float(lengths[0]), float(lost[0]))).all():
             raise RuntimeError("the 8-bit product is wrong")
 
-    def __call__(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the product and the bound of its error.
+    def __call__(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the product, which the next call overwrites, and what bounds its error.
 
         Args:
             hidden: float32 [rows, hidden size].
 
         Returns:
-            float32 [rows, vocabulary], twice.
+            float32 [rows, vocabulary]; the lengths of the states [rows], and of what their rounding has lost [rows].
         """
         first, first_scale = _codes(hidden)
         rest = hidden - first * first_scale
         second, second_scale = _codes(rest)
         codes = (torch.cat([first, second]) + (STATE_LIMIT + 1)).to(torch.uint8)
-        products = torch.ops.onednn.qlinear_pointwise(
-            codes, 1.0, STATE_LIMIT + 1, self._weight, self._scales, self._zeros,
-            None, 1.0, 0, torch.float32, "none", [], "",
-        )  # fmt: skip
-        found = torch.addcmul(products[: len(hidden)] * first_scale, products[len(hidden) :], second_scale)
-        # Cauchy-Schwarz for both roundings; a hundred-thousandth covers the sums in float32.
-        length = torch.linalg.vector_norm(hidden, dim=1, keepdim=True)
-        lost = torch.linalg.vector_norm(rest - second * second_scale, dim=1, keepdim=True)
-        return found, torch.addcmul((lost + 1e-5 * length) * self._longest, length, self._errors)
+        count = len(hidden)
+        if len(self._buffer) < count:
+            self._buffer = torch.empty(count, self._buffer.shape[1])
+        found = self._buffer[:count]
+        start = 0
+        for packed, scales, zeros in self._parts:
+            products = torch.ops.onednn.qlinear_pointwise(
+                codes, 1.0, STATE_LIMIT + 1, packed, scales, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+            )
+            part = found[:, start : start + len(scales)]
+            torch.mul(products[:count], first_scale, out=part)
+            part.addcmul_(products[count:], second_scale)
+            start += len(scales)
+        lost = torch.linalg.vector_norm(rest - second * second_scale, dim=1)
+        return found, torch.linalg.vector_norm(hidden, dim=1), lost
+
+    def at_least(self, least: float, rough: np.ndarray, length: float, lost: float) -> np.ndarray:
+        """Return the tokens whose exact product may reach a value.
+
+        Args:
+            least: The value.
+            rough: float32 [vocabulary], a row of the product.
+            length, lost: Of its state.
+        """
+        near = np.flatnonzero(rough >= least - self._bound(self._usual_error, length, lost))
+        tokens = np.concatenate([near, self._unusual])
+        return np.unique(tokens[rough[tokens] >= least - self._bound(self._errors[tokens], length, lost)])
+
+    def _bound(self, errors: Any, length: float, lost: float) -> Any:
+        """Return the bound of a product's error: Cauchy-Schwarz for the rounding of the weights, and of the state.
+
+        A hundred-thousandth covers the sums in float32.
+        """
+        return errors * length + (lost + 1e-5 * length) * self._longest
 
 
 def _codes(states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from harness.bot.events import Button, ChatJob, Event, Message, Outcome, QuestionJob
+from harness.bot.events import TURNS_TOGETHER, Button, ChatJob, Event, Message, Outcome, QuestionJob
 from harness.bot.store import Dialogue, NameTaken, Store
 from harness.bot.texts import LANGUAGES, Language, default_language
 from harness.data import cached_split
@@ -249,7 +249,10 @@ class Conversation:
         if state.get("asking") == "name":
             return self._new_dialogue(user, text, language)
         if "dialogue" in state:
-            history = self._store.turns(user, state["dialogue"], HISTORY_TURNS)
+            # Counted so that the first turn stays the same one for a while: see `steady_start`.
+            dialogue = self._store.dialogue(user, state["dialogue"])
+            last = HISTORY_TURNS + (dialogue.turns % TURNS_TOGETHER if dialogue else 0)
+            history = self._store.turns(user, state["dialogue"], last)
             return Outcome(job=ChatJob(text, state["dialogue"], tuple(history), state))
         return _one(language.say("hint"))
 

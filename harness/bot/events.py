@@ -7,6 +7,8 @@ from typing import Any
 
 from harness.bot.store import Turn
 
+TURNS_TOGETHER = 8  # turns at the start of a long dialogue that leave the model's prompt at once
+
 
 @dataclass(frozen=True)
 class Event:

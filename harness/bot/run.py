@@ -56,6 +56,7 @@ async def _serve(
 ) -> None:
     opened = predictor.opened
     worker = ModelWorker(predictor, lambda: Predictor(open_model(_other_options(options, opened), opened.local)))
+    worker.warm_up()
     row = leaderboard_row(opened, Path("results"))
     conversation = Conversation(
         store,

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from adapters.base import OutOfMemory, Sampling
-from harness.bot.events import ChatJob, QuestionJob
+from harness.bot.events import TURNS_TOGETHER, ChatJob, QuestionJob
 from harness.bot.store import Turn
 from harness.evaluation.predict import Answer, Predictor, timed_answer
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 QUESTION_BATCH = 64
 CHAT_BATCH = 8
-HISTORY_TOKENS = 1024  # of a dialogue, read again for every answer
+HISTORY_TOKENS = 1024  # of a dialogue before an answer; those that it shares with the turn before are remembered
 TEMPERATURE, TOP_P = 0.6, 0.9
 # Models without a chat template: examples make a plain language model answer, and in Russian.
 _PLAIN_TURN = "Вопрос: {question}\nОтвет:"
@@ -157,6 +157,10 @@ class ModelWorker:
         """Wait for the current work to end, after `stop`: the interpreter must not exit while the model runs."""
         self._thread.join()
 
+    def warm_up(self) -> None:
+        """Make ready for conversations, before any work is submitted: a model's first text takes longer."""
+        self._backend.generate([self._encode((), "")], Sampling(1), remember=True)
+
     def _run(self) -> None:
         while True:
             with self._changed:
@@ -229,7 +233,9 @@ class ModelWorker:
                 self._answer(questions)
 
         try:
-            for ticket, text in zip(batch, self._backend.generate(prompts, sampling, on_text), strict=True):
+            for ticket, text in zip(
+                batch, self._backend.generate(prompts, sampling, on_text, remember=True), strict=True
+            ):
                 _resolve(ticket, text.strip())
         except _NobodyWaits:
             return
@@ -253,7 +259,7 @@ class ModelWorker:
         def fits(start: int) -> bool:
             return len(self._encode(job.history[start:], job.question)) <= room
 
-        first = bisect_left(range(len(job.history) + 1), True, key=fits)
+        first = steady_start(bisect_left(range(len(job.history) + 1), True, key=fits), len(job.history))
         tokens = self._encode(job.history[first:], job.question)
         if len(tokens) <= room:
             return tokens
@@ -275,6 +281,19 @@ class ModelWorker:
 
 class _NobodyWaits(Exception):
     """All users whom the model writes for have cancelled."""
+
+
+def steady_start(first: int, turns: int) -> int:
+    """Return the first turn of a dialogue to read again, where all from `first` on fit.
+
+    Several turns are left out together, as long as half of those that fit stay: then the prompts of the next turns
+    begin with the same turn, and the model remembers what it has computed of it.
+    """
+    for step in (TURNS_TOGETHER, TURNS_TOGETHER // 2, TURNS_TOGETHER // 4):
+        start = -(-first // step) * step
+        if 2 * (turns - start) >= turns - first:
+            return start
+    return first
 
 
 def label(predictor: Predictor) -> str:

@@ -1,4 +1,4 @@
-"""Generate continuations for many prompts, in batches of like length under a token budget, each stored when done."""
+"""Generate continuations for many prompts, in batches of like beginning and length, each batch stored when done."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from adapters.base import Backend, OutOfMemory, Sampling
 from harness.processes import ALONE, Processes
+from harness.scoring.plan import PREFIX_TOKENS_PER_BATCH_TOKEN, common_length
 from harness.scoring.store import ProgressStore
 
 
@@ -31,7 +32,8 @@ def generate_all(
     """Return the continuation of every job, in order.
 
     Args:
-        batch_tokens: At most this many tokens in a batch, new ones and padding included.
+        batch_tokens: At most this many tokens in a batch, new ones and padding included; tokens with which all its
+            prompts begin count once.
         store: Keeps finished texts; a resumed run finds them there.
         on_progress: Called with the number of jobs just finished.
         processes: Those that share the jobs; all must have the same ones.
@@ -76,20 +78,50 @@ def _generate_halving(backend: Backend, jobs: Sequence[GenerationJob]) -> list[s
 
 
 def _batches(jobs: Sequence[GenerationJob], batch_tokens: int) -> Iterator[list[int]]:
-    """Yield indices of jobs with the same settings and like length, the longest first."""
-    order = sorted(range(len(jobs)), key=lambda index: (repr(jobs[index].sampling), -len(jobs[index].prompt)))
-    batch: list[int] = []
-    for index in order:
-        job = jobs[index]
-        if batch:
-            first = jobs[batch[0]]
-            width = len(first.prompt) + first.sampling.max_new_tokens
-            if first.sampling != job.sampling or (len(batch) + 1) * width > batch_tokens:
-                yield batch
-                batch = []
-        batch.append(index)
-    if batch:
-        yield batch
+    """Yield indices of jobs with the same settings, of like beginning and length, the longest first."""
+    settings = {job.sampling: repr(job.sampling) for job in jobs}
+    for sampling in sorted(settings, key=settings.__getitem__):
+        same = [index for index, job in enumerate(jobs) if job.sampling == sampling]
+        for shared, family in _families(jobs, same):
+            batch: list[int] = []
+            for index in sorted(family, key=lambda index: -len(jobs[index].prompt)):
+                if batch:
+                    rows, longest = len(batch) + 1, len(jobs[batch[0]].prompt)
+                    tokens = shared + rows * (longest - shared + sampling.max_new_tokens)
+                    if tokens > batch_tokens or rows * longest > PREFIX_TOKENS_PER_BATCH_TOKEN * batch_tokens:
+                        yield batch
+                        batch = []
+                batch.append(index)
+            yield batch
+
+
+def _families(jobs: Sequence[GenerationJob], indices: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
+    """Yield jobs whose prompts share half of their tokens, as few-shot prompts do, and how many tokens they share.
+
+    Jobs without such relatives come together at the end, and share nothing.
+    """
+    alone: list[int] = []
+    family: list[int] = []
+    shared = 0
+    for index in sorted(indices, key=lambda index: (jobs[index].prompt, index)):
+        prompt = jobs[index].prompt
+        if family:
+            common = common_length(jobs[family[0]].prompt, prompt, shared)
+            if 2 * common >= max(len(prompt), *(len(jobs[other].prompt) for other in family)):
+                family.append(index)
+                shared = common
+                continue
+            if len(family) > 1:
+                yield shared, family
+            else:
+                alone += family
+        family, shared = [index], len(prompt)
+    if len(family) > 1:
+        yield shared, family
+    else:
+        alone += family
+    if alone:
+        yield 0, sorted(alone)
 
 
 def _fingerprint(jobs: Sequence[GenerationJob]) -> str:

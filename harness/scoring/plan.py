@@ -116,7 +116,7 @@ def prefix_tree(sequences: Sequence[ScoredSequence]) -> PrefixNode:
     path = [root]
     for index in sorted(range(len(sequences)), key=lambda i: sequences[i].tokens):
         inputs = sequences[index].inputs
-        shared = _common_length(path[-1].tokens, inputs, path[-1].end)
+        shared = common_length(path[-1].tokens, inputs, path[-1].end)
         while path[-1].start >= shared and len(path) > 1:
             path.pop()
         if path[-1].end > shared:
@@ -130,7 +130,8 @@ def prefix_tree(sequences: Sequence[ScoredSequence]) -> PrefixNode:
     return root
 
 
-def _common_length(a: tuple[int, ...], b: tuple[int, ...], limit: int) -> int:
+def common_length(a: tuple[int, ...], b: tuple[int, ...], limit: int) -> int:
+    """Return the number of tokens with which both begin, at most `limit`; `a` has as many."""
     limit = min(limit, len(b))
     if a[:limit] == b[:limit]:
         return limit

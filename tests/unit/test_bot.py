@@ -6,6 +6,8 @@ import logging
 import sqlite3
 import string
 from collections.abc import Iterator
+from itertools import pairwise, takewhile
+from operator import eq
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from harness.bot.conversation import Conversation
 from harness.bot.events import ChatJob, Event, QuestionJob
 from harness.bot.run import log_without, read_token
-from harness.bot.serving import HISTORY_TOKENS, ModelWorker
+from harness.bot.serving import HISTORY_TOKENS, ModelWorker, steady_start
 from harness.bot.store import _MIGRATIONS, NameTaken, Store, Turn
 from harness.bot.telegram import split_text
 from harness.bot.texts import LANGUAGES, default_language
@@ -241,8 +243,26 @@ def test_a_dialogue_is_cut_at_its_start_by_tokens(worker: ModelWorker) -> None:
     assert "Ответ номер 99." in text
     assert "Вопрос номер 0?" not in text
     assert text.endswith("Вопрос: Последний вопрос?\nОтвет:")
-    kept = text.count("Вопрос номер")
-    assert len(worker._encode(history[-kept - 1 :], "Последний вопрос?")) > HISTORY_TOKENS - 8
+    assert len(tokens) > HISTORY_TOKENS / 2
+
+
+def test_the_prompts_of_a_long_dialogue_begin_alike_for_several_turns(worker: ModelWorker) -> None:
+    """So the model remembers most of a prompt. Once in a while the oldest turns leave it."""
+    history = [Turn(f"Вопрос номер {number}?", f"Ответ номер {number}.") for number in range(120)]
+    prompts = [
+        worker._prompt(ChatJob("Ещё?", 1, tuple(history[max(0, turns - 50 - turns % 8) : turns]), {}))
+        for turns in range(40, 120)
+    ]
+    shared = [
+        sum(1 for _ in takewhile(bool, map(eq, before, after))) / len(before) for before, after in pairwise(prompts)
+    ]
+    assert sum(share > 0.9 for share in shared) >= len(shared) * 3 / 4
+    assert min(map(len, prompts[20:])) > HISTORY_TOKENS / 2
+
+
+def test_turns_leave_a_dialogue_together_but_never_more_than_half_of_them() -> None:
+    assert [steady_start(first, 60) for first in (0, 1, 8, 9, 17)] == [0, 8, 8, 16, 24]
+    assert [steady_start(first, 6) for first in (0, 1, 2, 3, 4, 5, 6)] == [0, 2, 4, 4, 4, 5, 6]
 
 
 def test_a_question_longer_than_the_context_keeps_its_end(worker: ModelWorker) -> None:

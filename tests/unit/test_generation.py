@@ -175,3 +175,30 @@ def test_prompts_of_all_lengths_in_one_batch_give_the_texts_of_single_ones(backe
     mixed = [GenerationJob(prompt, SHORT) for prompt in prompts((3, 30, 1, 17, 16))]
     expected = [backend.generate([job.prompt], SHORT)[0] for job in mixed]
     assert generate_all(backend, mixed, 10_000) == expected
+
+
+def few_shot_jobs() -> list[GenerationJob]:
+    """Two sets of examples with questions of different lengths after each, mixed, and a question without examples."""
+    examples = prompts((60, 60), seed=5)
+    questions = prompts((3, 9, 5, 7, 6, 4), seed=6)
+    return [GenerationJob((*examples[n % 2], *questions[n]), SHORT) for n in range(6)] + [GenerationJob((2, 9), SHORT)]
+
+
+def test_prompts_with_the_same_examples_form_batches_that_count_the_examples_once(backend):
+    jobs = few_shot_jobs()
+    expected = [backend.generate([job.prompt], job.sampling)[0] for job in jobs]
+    watched = WatchedBackend(backend)
+    assert generate_all(watched, jobs, 60 + 3 * (9 + 6)) == expected
+    assert sorted(lengths for lengths, _ in watched.batches) == [[2], [66, 65, 63], [69, 67, 64]]
+
+
+def test_a_run_over_examples_that_was_interrupted_computes_the_same_batches(backend, tmp_path):
+    jobs = few_shot_jobs()
+    everything = WatchedBackend(backend)
+    expected = generate_all(everything, jobs, 105)
+    with ProgressStore(tmp_path / "store") as store, pytest.raises(Interrupted):
+        generate_all(WatchedBackend(backend, batches=1), jobs, 105, store)
+    with ProgressStore(tmp_path / "store") as store:
+        second = WatchedBackend(backend)
+        assert generate_all(second, jobs, 105, store) == expected
+    assert second.batches == everything.batches[1:]
