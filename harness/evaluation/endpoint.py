@@ -137,7 +137,7 @@ async def _model_name(connection: Connection, wanted: str | None) -> str:
             raise UserError(f"{connection.address}: which model?", f"name it with --model, {listed}")
         return names[0]
     if names and wanted not in names:
-        log.warning("%s lists no model %s, but %s", connection.address, wanted, ", ".join(names))
+        log.warning("%s lists no model %s: %s", connection.address, wanted, nearest_hint(wanted, names, "it lists"))
     return wanted
 
 

@@ -121,6 +121,12 @@ def test_answers_by_the_completions_api_are_those_of_the_model_on_this_machine(
     assert read_run(tmp_path / "out").endpoint.apis == ("completions",)  # type: ignore[union-attr]
 
 
+def test_a_chat_that_is_asked_for_is_not_replaced(evaluate: Evaluate, server: OpenAIServer) -> None:
+    said = refusal(evaluate(server, "--tasks", "gen_terra", "--apply-chat-template", "on"))
+    assert "status 400: As of transformers" in said
+    assert "--apply-chat-template off asks by the completions API" in said
+
+
 @pytest.fixture
 def own_tasks(tmp_path: Path, index: Path, environment: dict[str, str]) -> Path:
     shutil.copytree(index, Path(environment["RSG_HARNESS_CACHE"]) / "lm-eval")

@@ -157,7 +157,7 @@ def test_a_wrong_key_and_a_wrong_model_are_named_with_what_to_do(evaluate: Evalu
             evaluate(server, "--tasks", "gen_terra")
         )
     assert "has no model 'stand-on': The model `stand-on` does not exist. — did you mean stand-in?" in refusal(done)
-    assert f"lists no model stand-on, but {TEACHER}" in done.stderr
+    assert f"lists no model stand-on: did you mean {TEACHER}?" in done.stderr
 
 
 @pytest.mark.parametrize(
