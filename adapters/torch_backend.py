@@ -24,6 +24,7 @@ from adapters.mlx_weights import stored_bytes
 from adapters.text import end_tokens, load_tokenizer
 from adapters.torch_attention import CPU_ATTENTION, library_attention, share_keys
 from adapters.torch_generation import Generation, library_generate
+from adapters.torch_norms import fuse_norms
 from adapters.torch_vocabulary import apply_rule, exact_bfloat16_products, head_outputs, vocabulary_pass
 from adapters.weight_files import TEXT_PREFIXES, check_tied_head, text_headers, weight_files
 
@@ -306,6 +307,8 @@ def load_torch(
     model = load_weights(model_dir, architecture, torch_dtype, state)
     model = model.to(device).eval()
     model.requires_grad_(False)
+    if device == "cpu":
+        fuse_norms(model)
     stored = _stored_type(model_dir) if state is None else weights or ""
     info = BackendInfo(
         name=name,
