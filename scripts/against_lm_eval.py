@@ -7,6 +7,9 @@ choices after one paragraph and question; paragraphs whole; answers written afte
 documents share. Every measurement is a process of its own (peak memory is the process's), ours and lm-eval's in turn.
 Times are those of `lm_eval.evaluator.evaluate`: rendering, scoring and judging, the loading of the model left out on
 both sides.
+
+With `--backend gguf-q8_0` llama.cpp computes ours. Where it is installed, its prompt speed (512 tokens, no planner, as
+llama-bench's pp512) is measured in the same run, beside the tokens a second that ours computes in each case.
 """
 
 from __future__ import annotations
@@ -25,6 +28,10 @@ from typing import Any
 
 from tabulate import tabulate
 
+from adapters.llama_library import library_file
+
+# Whose prompt speed is measured: llama.cpp's fastest kind, then kinds of half and twice its size.
+PROMPT_KINDS = ("gguf-q8_0", "gguf-q4_0", "gguf-bf16")
 EIGHT = ("lidirus", "rcb", "parus", "muserc", "terra", "russe", "rwsd", "danetqa")
 
 
@@ -110,7 +117,23 @@ CASES = {
 }
 
 
-def measure(model: str, case: Case, data: str, dtype: str, batch_size: int, directory: str) -> dict[str, Any]:
+def prompt_speed(kind: str, tokens: int = 512, repetitions: int = 8) -> float:
+    """Return llama.cpp's tokens of prompt a second with weights of a kind, the best of some repetitions."""
+    from harness.models.open import open_model
+    from harness.models.options import ModelOptions
+
+    backend = open_model(ModelOptions(model="embedded", backend=kind)).backend
+    row, best = list(range(1000, 1000 + tokens)), float("inf")
+    for _ in range(repetitions):
+        started = time.perf_counter()
+        backend.hidden_states([row], [[tokens - 1]])
+        best = min(best, time.perf_counter() - started)
+    return tokens / best
+
+
+def measure(
+    model: str, case: Case, data: str, dtype: str, batch_size: int, directory: str, backend: str
+) -> dict[str, Any]:
     """Run one side of one case in this process; a directory holds its task file."""
     from lm_eval.evaluator import evaluate
     from lm_eval.tasks import TaskManager
@@ -128,7 +151,8 @@ def measure(model: str, case: Case, data: str, dtype: str, batch_size: int, dire
             from harness.models.open import open_model
             from harness.models.options import ModelOptions
 
-            lm = PlannedModel(open_model(ModelOptions(model="embedded", backend="torch-cpu", dtype=dtype)))
+            chosen = dtype if backend.startswith("torch") else "auto"
+            lm = PlannedModel(open_model(ModelOptions(model="embedded", backend=backend, dtype=chosen)))
         else:
             from lm_eval.models.huggingface import HFLM
 
@@ -160,12 +184,12 @@ def measure(model: str, case: Case, data: str, dtype: str, batch_size: int, dire
 
 def in_process(model: str, name: str, args: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, __file__, "--data", args.data, "--dtype", args.dtype]
-    command += ["--batch-size", str(args.batch_size), "--only", model, "--cases", name]
+    command += ["--batch-size", str(args.batch_size), "--backend", args.backend, "--only", model, "--cases", name]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def row(name: str, ours: dict[str, Any], theirs: dict[str, Any]) -> list[Any]:
+def row(name: str, ours: dict[str, Any], theirs: dict[str, Any], speed: float | None) -> list[Any]:
     """A line of the table. Answers: the share of documents where both choose or write the same."""
     pairs = list(zip(ours["logprobs"], theirs["logprobs"], strict=True))
     answered = [(a.index(max(a)), b.index(max(b))) if len(a) > 1 else (a, b) for a, b in pairs]
@@ -185,6 +209,7 @@ def row(name: str, ours: dict[str, Any], theirs: dict[str, Any]) -> list[Any]:
         f"{theirs['peak'] / ours['peak']:.1f}",
         statistics["tokens_computed"],
         statistics["tokens_shared"],
+        f"{statistics['tokens_computed'] / ours['seconds'] / speed:.1f}" if speed else "",
         f"{100 * same:.0f}%" if is_answer else "–",
         f"{difference:.3f}",
     ]
@@ -201,6 +226,7 @@ HEADERS = [
     "times smaller",
     "tokens computed",
     "tokens shared",
+    "computed a second / llama.cpp's",
     "same answers",
     "largest difference",
 ]
@@ -212,21 +238,30 @@ def main() -> None:
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--batch-size", type=int, default=8, help="lm-eval's; ours goes by its token budget")
-    parser.add_argument("--only", choices=["ours", "hf"], help=argparse.SUPPRESS)
+    parser.add_argument("--backend", default="torch-cpu", help="of ours")
+    parser.add_argument("--only", choices=["ours", "hf", "llama.cpp"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.data = str(Path(args.data).resolve())
     names = args.cases.split(",")
+    if args.only == "llama.cpp":
+        print(json.dumps({kind: prompt_speed(kind) for kind in PROMPT_KINDS}))
+        return
     if args.only:
         with tempfile.TemporaryDirectory() as directory:
-            found = measure(args.only, CASES[names[0]], args.data, args.dtype, args.batch_size, directory)
+            found = measure(args.only, CASES[names[0]], args.data, args.dtype, args.batch_size, directory, args.backend)
         print(json.dumps(found))
         return
+    speeds = in_process("llama.cpp", names[0], args) if library_file() else {}
     rows = []
     for name in names:
         theirs, ours = in_process("hf", name, args), in_process("ours", name, args)
-        rows.append(row(name, ours, theirs))
+        rows.append(row(name, ours, theirs, speeds.get(PROMPT_KINDS[0])))
         print(f"{name}: {theirs['seconds']:.1f} s, {ours['seconds']:.1f} s", file=sys.stderr, flush=True)
-    print(f"gemma-3-270m, {args.dtype}, CPU; lm-eval's hf model with batch size {args.batch_size}\n")
+    print(f"gemma-3-270m, {args.dtype}, CPU; lm-eval's hf model with batch size {args.batch_size}; ours {args.backend}")
+    if speeds:
+        shown = ", ".join(f"{speed:.0f} ({kind})" for kind, speed in speeds.items())
+        print(f"llama.cpp's tokens of prompt a second: {shown}; the ratio in the table is to the first")
+    print()
     print(tabulate(rows, headers=HEADERS, tablefmt="github"))
 
 
