@@ -159,7 +159,7 @@ def _layer_types(file: Path, header: Header) -> list[str]:
         raise UserError(
             f"{file} names the layers with a window one by one, which is not supported", "name another file"
         )
-    if f"{ARCHITECTURE}.attention.sliding_window" not in header.values:
+    if not header.values.get(f"{ARCHITECTURE}.attention.sliding_window"):
         period = 1
     layers = range(1, header.values[f"{ARCHITECTURE}.block_count"] + 1)
     return ["sliding_attention" if period == 0 or layer % period else "full_attention" for layer in layers]
