@@ -144,6 +144,9 @@ def _load(kind: BackendKind, request: LoadRequest) -> Backend:
     from adapters.llama_context import ContextSettings, LlamaModel
 
     args = dict(request.args)
+    for name, least in (("threads", 1), ("gpu_layers", -1), ("context", 1)):
+        if args.get(name, least) < least:
+            raise UserError(f"--backend-arg {name}={args[name]} makes no sense", f"give {least} or more")
     file = _gguf_file(kind, request)
     header = read_header(file)
     stored = _stored_as(header)
@@ -161,10 +164,10 @@ def _load(kind: BackendKind, request: LoadRequest) -> Backend:
     )
     model = LlamaModel(file, args.get("gpu_layers", -1))
     context = args.get("context", model.context_length)
-    if not 0 < context <= model.context_length:
+    if context > model.context_length:
         raise UserError(
             f"--backend-arg context={context}: {file.name} was trained on {model.context_length} tokens",
-            f"give 1 to {model.context_length}",
+            f"give at most {model.context_length}",
         )
     product = VocabularyProduct({part: read_header(part) for part in part_files(file)}, settings.threads)
     tokenizer = load_tokenizer(request.model_dir)

@@ -37,10 +37,6 @@ _NO_ROOM, _NO_MEMORY = 1, -2
 _MEMORY_MESSAGES = ("failed to allocate", "out of memory", "insufficient memory")
 
 
-class NoRoom(Exception):
-    """The cells of the cache do not suffice for a batch."""
-
-
 @dataclass(frozen=True)
 class ContextSettings:
     """How a context computes.
@@ -94,9 +90,13 @@ class LlamaModel:
         return self.library.llama_vocab_is_eog(self.vocabulary, token)
 
 
+def _is_lack_of_memory(message: str) -> bool:
+    return any(words in message.lower() for words in _MEMORY_MESSAGES)
+
+
 def _refused(file: Path) -> UserError:
     message = last_message()
-    if any(words in message.lower() for words in _MEMORY_MESSAGES):
+    if _is_lack_of_memory(message):
         return UserError(
             f"{file} does not fit into memory", "use a smaller quantisation, or --backend-arg gpu_layers=N"
         )
@@ -117,6 +117,7 @@ class LlamaContext:
 
     Raises:
         OutOfMemory: The cache does not fit.
+        UserError: The settings do not go together, or with this model.
     """
 
     def __init__(self, model: LlamaModel, cells: int, settings: ContextSettings, reads_states: bool) -> None:
@@ -139,7 +140,10 @@ class LlamaContext:
             params.cb_eval = self._callback
         self._pointer = self._library.llama_init_from_model(model.pointer, params)
         if not self._pointer:
-            raise OutOfMemory(last_message() or f"no cache of {cells} tokens")
+            message = last_message() or f"no cache of {cells} tokens"
+            if _is_lack_of_memory(message):
+                raise OutOfMemory(message)
+            raise UserError(f"llama.cpp refuses the settings: {message}", "leave out --backend-arg")
         self._memory = self._library.llama_get_memory(self._pointer)
         self.cells: int = self._library.llama_n_ctx(self._pointer)
 
@@ -171,8 +175,7 @@ class LlamaContext:
             call overwrites.
 
         Raises:
-            NoRoom: The cache is full.
-            OutOfMemory: A buffer does not fit.
+            OutOfMemory: The cache is full, or a buffer does not fit.
             RuntimeError: llama.cpp gives up.
         """
         count = len(tokens)
@@ -201,9 +204,9 @@ class LlamaContext:
         self._states = []
         code = self._library.llama_decode(self._pointer, batch)
         if code == _NO_ROOM:
-            raise NoRoom
+            raise OutOfMemory(f"llama.cpp's cache of {self.cells} tokens is full")
         message = last_message()
-        if code == _NO_MEMORY or any(words in message.lower() for words in _MEMORY_MESSAGES):
+        if code == _NO_MEMORY or _is_lack_of_memory(message):
             raise OutOfMemory(message or "llama.cpp found no memory for a batch")
         if code != SUCCESS:
             raise RuntimeError(f"llama.cpp failed to compute: {message or code}")

@@ -197,6 +197,9 @@ def test_a_split_model_is_run_by_its_first_part(directory, exact, tmp_path):
     [
         ("gguf", {}, "runs a .gguf file as it stands"),
         ("gguf-f32", {"context": 10**6}, "was trained on"),
+        ("gguf-f32", {"threads": 0}, "give 1 or more"),
+        ("gguf-f32", {"gpu_layers": -2}, "give -1 or more"),
+        ("gguf-q8_0", {"cache_type": "q8_0", "flash_attention": "off"}, "llama.cpp refuses the settings: .*flash_attn"),
         ("gguf-f32", {"cache_type": "q1"}, "it takes f32, f16, bf16, q8_0"),
         ("gguf-f32", {"flash_attention": "yes"}, "it takes auto, off, on"),
     ],
