@@ -19,7 +19,7 @@ from adapters.base import Sampling
 from adapters.sampling import next_token, row_generators
 from adapters.text import GrowingAnswer, GrowingTokens, growing_answers
 from adapters.torch_cache import Batch, Computed, common_length, extend
-from adapters.torch_decoder import stepping_decoder
+from adapters.torch_decoder import make_stepping
 from adapters.torch_vocabulary import NextToken
 
 # A shorter common beginning is not worth a pass of its own.
@@ -71,8 +71,8 @@ class Generation:
         self._tokenizer = tokenizer
         self._end_tokens = end_tokens
         self._head = NextToken(model.get_output_embeddings(), rule)
-        self._stepping = stepping_decoder(self._decoder)
-        self._dtype = model.dtype if self._stepping is self._decoder else torch.float32
+        self._stepping = make_stepping(self._decoder)
+        self._dtype = model.dtype if self._stepping is None else torch.float32
         self._remembered: list[Computed] = []  # the longest unused first
 
     def generate(
@@ -89,7 +89,7 @@ class Generation:
             for prompt, answer, generator in zip(prompts, answers, row_generators(sampling, len(prompts)), strict=True)
         ]
         computed, hidden = self._read(prompts, remember)
-        batch = Batch(self._stepping, computed, self._dtype)
+        batch = Batch(self._decoder, computed, self._dtype)
         del computed
         watched = on_text is not None or any(sampling.stop)
         growing = list(rows)
@@ -114,9 +114,17 @@ class Generation:
         """Compute one token of each row; return the hidden states [rows, hidden size]."""
         device = self._head.device
         ids = torch.tensor([[token] for token in tokens], device=device)
-        output = self._stepping(input_ids=ids, past_key_values=batch.cache, use_cache=True, **batch.positions(device))
+        if self._stepping is not None:
+            states = self._stepping(ids, batch)
+        else:
+            options: dict[str, Any] = {}
+            mask = batch.mask(device)
+            if mask is not None:  # without padding transformers knows positions and mask
+                options = {"attention_mask": mask.long(), "position_ids": batch.positions(device)}
+            output = self._decoder(input_ids=ids, past_key_values=batch.cache, use_cache=True, **options)
+            states = output.last_hidden_state[:, 0]
         batch.grown()
-        return output.last_hidden_state[:, 0]
+        return states
 
     def _choose(self, hidden: torch.Tensor, rows: Sequence[Row], sampling: Sampling) -> list[int]:
         if sampling.temperature <= 0:
