@@ -34,13 +34,17 @@ class GgufPrefix(Prefix):
     def __init__(self, tokens: tuple[int, ...], cache: _Cache, sequence: int) -> None:
         self.tokens = tokens
         self.length = len(tokens)
+        self._release: weakref.finalize | None = None
         self.place(cache, sequence)
 
     def place(self, cache: _Cache, sequence: int) -> None:
         """Note where the cells are, and give them back once this prefix is forgotten."""
+        if self._release is not None:
+            self._release()
         self.cache, self.sequence = cache, sequence
         cache.tokens[sequence] = self.length
-        weakref.finalize(self, cache.free, sequence).atexit = False
+        self._release = weakref.finalize(self, cache.free, sequence)
+        self._release.atexit = False
 
 
 @dataclass
@@ -92,12 +96,12 @@ class GgufBackend(Backend):
         self.info = info
         self.shares_prefixes = model.has_plain_cache
         self._rule = rule
-        self._cache = _Cache(self._context(2 * info.batch_tokens, reads_states=True))
+        self._cache = _Cache(self._scoring_context(2 * info.batch_tokens))
         self._generation = LlamaGeneration(model, settings, tokenizer, stop_tokens)
 
-    def _context(self, tokens: int, reads_states: bool) -> LlamaContext:
+    def _scoring_context(self, tokens: int) -> LlamaContext:
         cells = -(-tokens // CELLS) * CELLS
-        return LlamaContext(self._model, cells, self._settings, reads_states)
+        return LlamaContext(self._model, cells, self._settings, reads_states=True)
 
     def hidden_states(
         self,
@@ -153,7 +157,7 @@ class GgufBackend(Backend):
         needed = sum(self._cache.tokens.values()) + tokens + (length if moved else 0)
         if needed > self._cache.context.cells:
             # Sequences that extend each other share their cells, so the sum is an upper bound.
-            self._cache = _Cache(self._context(max(2 * self._cache.context.cells, length + tokens), reads_states=True))
+            self._cache = _Cache(self._scoring_context(max(2 * self._cache.context.cells, length + tokens)))
         if prefix is not None and prefix.cache is not self._cache:
             _, sequence = self._compute([prefix.tokens], [[]], None, keep=True)
             prefix.place(self._cache, sequence)
@@ -188,7 +192,8 @@ class GgufBackend(Backend):
         return logits
 
     def library_logprobs(self, tokens: Sequence[int]) -> np.ndarray:
-        context = self._context(len(tokens), reads_states=False)
+        cells = -(-len(tokens) // CELLS) * CELLS
+        context = LlamaContext(self._model, cells, self._settings, reads_states=False, sequences=1)
         found = np.empty(len(tokens) - 1)
         for start in range(0, len(found), OUTPUTS):
             part = range(start, min(start + OUTPUTS, len(found)))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 BATCH_TOKENS = {"cpu": 1_024, "metal": 4_096, "cuda": 4_096}
 # Those of `gguf_types.KINDS` that people use most.
 _KINDS = ("f32", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "q3_k_m", "q2_k")
+_MOST_THREADS = 512  # GGML_MAX_N_THREADS
 _CACHE_TYPES = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8}  # enum ggml_type
 # ggml rounds the activations to the type of the weights before a product; with quantised ones, to blocks of 8 bits.
 QUANTISED_DTYPE = "int8"
@@ -147,6 +148,10 @@ def _load(kind: BackendKind, request: LoadRequest) -> Backend:
     for name, least in (("threads", 1), ("gpu_layers", -1), ("context", 1)):
         if args.get(name, least) < least:
             raise UserError(f"--backend-arg {name}={args[name]} makes no sense", f"give {least} or more")
+    if args.get("threads", 1) > _MOST_THREADS:
+        raise UserError(f"--backend-arg threads={args['threads']} is too many", f"give at most {_MOST_THREADS}")
+    flash_attention = _choice("flash_attention", args.get("flash_attention"), FLASH_ATTENTION)
+    cache_type = _choice("cache_type", args.get("cache_type"), _CACHE_TYPES)
     file = _gguf_file(kind, request)
     header = read_header(file)
     stored = _stored_as(header)
@@ -157,10 +162,8 @@ def _load(kind: BackendKind, request: LoadRequest) -> Backend:
     exact = dtype == "float32"
     settings = ContextSettings(
         threads=args.get("threads", _threads()),
-        flash_attention=_choice(
-            "flash_attention", args.get("flash_attention", "off" if exact else "auto"), FLASH_ATTENTION
-        ),
-        cache_type=_choice("cache_type", args.get("cache_type", "f32" if exact else "f16"), _CACHE_TYPES),
+        flash_attention=FLASH_ATTENTION["off" if exact else "auto"] if flash_attention is None else flash_attention,
+        cache_type=_CACHE_TYPES["f32" if exact else "f16"] if cache_type is None else cache_type,
     )
     model = LlamaModel(file, args.get("gpu_layers", -1))
     context = args.get("context", model.context_length)
@@ -191,7 +194,9 @@ def _load(kind: BackendKind, request: LoadRequest) -> Backend:
     return GgufBackend(model, product, settings, tokenizer, info, ends, architecture.logits)
 
 
-def _choice(name: str, value: str, known: Mapping[str, int]) -> int:
+def _choice(name: str, value: str | None, known: Mapping[str, int]) -> int | None:
+    if value is None:
+        return None
     if value not in known:
         raise UserError(f"--backend-arg {name}={value} is unknown", f"it takes {', '.join(known)}")
     return known[value]

@@ -88,7 +88,7 @@ def read_header(file: Path) -> Header:
     """
     with file.open("rb") as stream:
         start = stream.read(len(_MAGIC))
-        if start == _POINTER[: len(start)]:
+        if start and start == _POINTER[: len(start)]:
             raise UserError(f"{file} is a Git LFS pointer, not the file itself", "run `git lfs pull`")
         if start != _MAGIC:
             raise UserError(f"{file} is not a GGUF file", "name an existing .gguf file")
@@ -101,6 +101,8 @@ def read_header(file: Path) -> Header:
         except (struct.error, UnicodeDecodeError, KeyError, OverflowError, MemoryError) as error:
             raise _damaged(file) from error
         alignment = values.get("general.alignment", _ALIGNMENT)
+        if not isinstance(alignment, int) or alignment < 1:
+            raise _damaged(file)
         return Header(values, tensors, math.ceil(stream.tell() / alignment) * alignment)
 
 

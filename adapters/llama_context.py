@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ LAST_STATES = b"result_norm"
 # What llama_decode returns.
 _NO_ROOM, _NO_MEMORY = 1, -2
 # Parts of the messages with which ggml refuses an allocation.
-_MEMORY_MESSAGES = ("failed to allocate", "out of memory", "insufficient memory")
+_MEMORY_MESSAGES = ("failed to allocate", "out of memory", "insufficient memory", "bad_alloc")
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class LlamaModel:
         forget_messages()
         params = self.library.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
-        self.pointer = self.library.llama_model_load_from_file(str(file).encode(), params)
+        self.pointer = self.library.llama_model_load_from_file(os.fsencode(file), params)
         if not self.pointer:
             raise _refused(file)
         self.vocabulary = self.library.llama_model_get_vocab(self.pointer)
@@ -114,20 +115,28 @@ class LlamaContext:
         cells: Tokens that the cache holds.
         settings: How it computes.
         reads_states: Whether `decode` returns the last hidden states, and computes no logits.
+        sequences: How many the cache tells apart.
 
     Raises:
         OutOfMemory: The cache does not fit.
         UserError: The settings do not go together, or with this model.
     """
 
-    def __init__(self, model: LlamaModel, cells: int, settings: ContextSettings, reads_states: bool) -> None:
+    def __init__(
+        self,
+        model: LlamaModel,
+        cells: int,
+        settings: ContextSettings,
+        reads_states: bool,
+        sequences: int = SEQUENCES,
+    ) -> None:
         self._library = model.library
         self._model = model  # which must live longer than this
         forget_messages()
         params = self._library.llama_context_default_params()
         params.n_ctx = cells
         params.n_batch = params.n_ubatch = min(PHYSICAL_BATCH, cells)
-        params.n_seq_max = SEQUENCES
+        params.n_seq_max = sequences
         params.n_outputs_max = min(OUTPUTS, cells)
         params.n_threads = params.n_threads_batch = settings.threads
         params.flash_attn_type = settings.flash_attention
@@ -135,6 +144,7 @@ class LlamaContext:
         params.kv_unified = True  # a cell can belong to several sequences
         params.swa_full = True  # a prefix longer than the sliding window can be continued
         self._states: list[np.ndarray] = []
+        self._failure: BaseException | None = None
         if reads_states:
             self._callback = EvalCallback(self._read_states)  # which must live as long as the context
             params.cb_eval = self._callback
@@ -146,6 +156,8 @@ class LlamaContext:
             raise UserError(f"llama.cpp refuses the settings: {message}", "leave out --backend-arg")
         self._memory = self._library.llama_get_memory(self._pointer)
         self.cells: int = self._library.llama_n_ctx(self._pointer)
+        # Recurrent memories compute the rows of a batch in another order, and states come in the order of computation.
+        self.keeps_order = model.has_plain_cache
 
     def __del__(self) -> None:
         if getattr(self, "_pointer", None):
@@ -201,8 +213,10 @@ class LlamaContext:
             flags.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
         )
         forget_messages()
-        self._states = []
+        self._states, self._failure = [], None
         code = self._library.llama_decode(self._pointer, batch)
+        if self._failure is not None:
+            raise self._failure
         if code == _NO_ROOM:
             raise OutOfMemory(f"llama.cpp's cache of {self.cells} tokens is full")
         message = last_message()
@@ -229,13 +243,17 @@ class LlamaContext:
 
     def _read_states(self, tensor: Any, ask: bool, _: Any) -> bool:
         """Copy the last hidden states; what follows them, the projection to the vocabulary, is not computed."""
-        if self._library.ggml_get_name(tensor) != LAST_STATES:
-            return not ask
-        if not ask:
-            states = np.empty(self._library.ggml_nbytes(tensor) // 4, dtype=np.float32)
-            self._library.ggml_backend_tensor_get(tensor, states.ctypes.data, 0, states.nbytes)
-            self._states.append(states)
-        return ask
+        try:
+            if self._library.ggml_get_name(tensor) != LAST_STATES:
+                return not ask
+            if not ask:
+                states = np.empty(self._library.ggml_nbytes(tensor) // 4, dtype=np.float32)
+                self._library.ggml_backend_tensor_get(tensor, states.ctypes.data, 0, states.nbytes)
+                self._states.append(states)
+            return ask
+        except BaseException as error:  # such as Ctrl-C, which ctypes would print and forget
+            self._failure = error
+            return ask
 
 
 def decode_rows(
@@ -281,6 +299,8 @@ def decode_rows(
                 part.clear()
 
     for row, (ids, start, sequence) in enumerate(zip(rows, starts, sequences, strict=True)):
+        if not context.keeps_order:
+            flush()
         for place, token in enumerate(ids):
             if len(tokens) == PHYSICAL_BATCH or len(wanted) == OUTPUTS:
                 flush()
@@ -290,4 +310,6 @@ def decode_rows(
             places_of.append(start + place)
             sequence_of.append(sequence)
     flush()
+    if done != len(found):
+        raise ValueError("a position lies outside its row")
     return found[[numbers[row, place] for row, places in enumerate(positions) for place in places]]

@@ -26,6 +26,8 @@ INSTALL = "pip install 'rsg-harness[gguf]'"
 FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 _LOG_ERROR = 4
 SUCCESS = 0
+# Ends of messages that only repeat that something failed.
+_NO_REASON = ("failed to load model", "failed to initialize the context")
 # The last messages by which the library explains a failure.
 _MESSAGES: deque[str] = deque(maxlen=20)
 
@@ -141,7 +143,6 @@ _FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "llama_model_n_embd": (c_int32, [c_void_p]),
     "llama_model_n_params": (ctypes.c_uint64, [c_void_p]),
     "llama_model_size": (ctypes.c_uint64, [c_void_p]),
-    "llama_model_has_encoder": (c_bool, [c_void_p]),
     "llama_model_is_recurrent": (c_bool, [c_void_p]),
     "llama_model_is_hybrid": (c_bool, [c_void_p]),
     "llama_vocab_n_tokens": (c_int32, [c_void_p]),
@@ -224,8 +225,9 @@ def installed_version() -> str:
 
 
 def last_message() -> str:
-    """Return the library's last complaint, for an error of one line; "" where there was none."""
-    return _MESSAGES[-1] if _MESSAGES else ""
+    """Return the library's last complaint that gives a reason, for an error of one line; "" where there was none."""
+    reasons = [message for message in _MESSAGES if not message.endswith(_NO_REASON)] or list(_MESSAGES)
+    return reasons[-1] if reasons else ""
 
 
 def forget_messages() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from adapters.base import Sampling
+from adapters.base import Sampling, UserError
 
 
 def row_generators(sampling: Sampling, rows: int) -> list[np.random.Generator]:
@@ -16,10 +16,15 @@ def next_token(logits: np.ndarray, sampling: Sampling, generator: np.random.Gene
     """Return the id of the next token; of equally likely ones, the lowest ids come first.
 
     Args:
-        logits: float32 [vocabulary], finite or -inf, with a finite maximum.
+        logits: float32 [vocabulary], finite or -inf.
         sampling: Temperature, 0 for the likeliest token; top_p.
         generator: Draws one number for each token that is sampled.
+
+    Raises:
+        UserError: The logits hold NaN, or nothing finite.
     """
+    if not np.isfinite(logits.max()):
+        raise no_numbers()
     if sampling.temperature <= 0:
         return int(np.argmax(logits))
     # The maximum goes before the division, so a very low temperature does not overflow.
@@ -29,6 +34,11 @@ def next_token(logits: np.ndarray, sampling: Sampling, generator: np.random.Gene
     # A number just below 1 times the whole can be rounded up to the whole.
     place = min(int(np.searchsorted(sums, generator.random() * sums[-1], side="right")), len(sums) - 1)
     return place if tokens is None else int(tokens[place])
+
+
+def no_numbers() -> UserError:
+    """Return the error for a model that overflows."""
+    return UserError("the model's output for a prompt is not a number", "try --dtype float32")
 
 
 def nucleus(weights: np.ndarray, top_p: float) -> np.ndarray:

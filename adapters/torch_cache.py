@@ -94,16 +94,17 @@ class Batch:
         self.cache = DynamicCache(config=decoder.config)
         self.cache.layers = list(self._layers)
 
-    def positions(self, device: torch.device) -> dict[str, torch.Tensor]:
-        """Return the attention mask [rows, columns] and the positions [rows, 1] for the next token of each row.
+    def positions(self, device: torch.device) -> torch.Tensor:
+        """Return the position of the next token of each row, int64 [rows, 1]; [1, 1] where all are the same."""
+        padding = torch.tensor(self._padding if any(self._padding) else [0], device=device)
+        return self._width - padding[:, None]
 
-        Where no row is padded, transformers knows them.
-        """
+    def mask(self, device: torch.device) -> torch.Tensor | None:
+        """Return which columns the next token of each row may see, bool [rows, columns]; None: all."""
         if not any(self._padding):
-            return {}
-        padding = torch.tensor(self._padding, device=device)[:, None]
-        columns = torch.arange(self._width + 1, device=device)[None]
-        return {"attention_mask": (columns >= padding).long(), "position_ids": self._width - padding}
+            return None
+        columns = torch.arange(self._width + 1, device=device)
+        return columns[None] >= torch.tensor(self._padding, device=device)[:, None]
 
     def grown(self) -> None:
         """Note that every row has got a token."""

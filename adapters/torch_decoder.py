@@ -1,138 +1,51 @@
-"""The decoder that computes one token for each row of a batch, where that is faster than the model itself.
+"""Decoders of Llama's kind, spelled out for one token of each row on a CPU.
 
-On a CPU a step costs what reading the weights costs, and PyTorch's float32 and bfloat16 products of a matrix and one
-row reach a third to a half of the memory's speed. FBGEMM's product of float32 states with a float16 matrix comes near
-to it. float16 holds every bfloat16 number of a model's weights to 2 ** -25 or better, so the states of such a step are
-those of a float32 computation on the same weights, whichever type the model computes in.
+Such a step costs what reading the weights costs, and what calling PyTorch costs: transformers' modules call it some
+1,800 times for 18 layers, and PyTorch's products of a matrix with one row reach a third to a half of the memory's
+speed. FBGEMM's product of float32 states with a float16 matrix comes near to it, and here it is called four times a
+layer. float16 holds the bfloat16 numbers that models are published in to 2 ** -25 or better, so a step is a float32
+computation on the model's own weights, whichever type the model computes in.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import sdpa_mask
+from torch.nn import functional
 
-from adapters.torch_attention import CPU_ATTENTION
+from adapters.torch_cache import Batch
 
-STEP_ATTENTION = "rsg_step"
-# Rows up to which FBGEMM's product is faster: PyTorch's own makes better use of several rows, in bfloat16 sooner.
-PACKED_ROWS = {torch.float32: 24, torch.bfloat16: 8}
-
-
-class PackedLinear(nn.Module):
-    """A linear layer for float32 states, with a copy of its weight in float16 for a few rows of states.
-
-    Args:
-        linear: The layer; its weight fits float16.
-    """
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.weight, self.bias = linear.weight, linear.bias
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self._most_rows = PACKED_ROWS[linear.weight.dtype]
-        bias = None if linear.bias is None else linear.bias.float()
-        self._packed = torch.ops.quantized.linear_prepack_fp16(linear.weight.float(), bias)
-
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """Return the layer's output for float32 states [..., in], as float32."""
-        if states.numel() <= self._most_rows * self.in_features:
-            return torch.ops.quantized.linear_dynamic_fp16(states, self._packed)
-        return nn.functional.linear(states.to(self.weight.dtype), self.weight, self.bias).float()
+# transformers' names of the decoders that are spelled out here, and what their RMS norms add to their weights.
+FAMILY = {"gemma3_text": 1.0, "llama": 0.0, "mistral": 0.0, "qwen2": 0.0, "qwen3": 0.0}
+# Rows up to which FBGEMM's product is faster: PyTorch's own makes better use of many rows.
+PACKED_ROWS = 24
+Function = Callable[[torch.Tensor], torch.Tensor]
+_TYPES = (torch.float32, torch.bfloat16)
 
 
-def step_attention(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    s_aux: torch.Tensor | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """Compute `grouped_attention` for one float32 query of each row, without what only longer texts need."""
-    batch, heads, _, size = query.shape
-    if sliding_window and key.shape[2] > sliding_window:
-        key, value = key[:, :, -sliding_window:], value[:, :, -sliding_window:]
-        attention_mask = None if attention_mask is None else attention_mask[..., -sliding_window:]
-    products, groups = batch * key.shape[1], key.shape[1]
-    folded = query.reshape(products, heads // groups, size) * (size**-0.5 if scaling is None else scaling)
-    scores = torch.bmm(folded, key.reshape(products, -1, size).transpose(1, 2))
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    if attention_mask is not None:
-        scores = scores.view(batch, heads, -1).masked_fill_(~attention_mask[:, :, 0], -torch.inf).view(scores.shape)
-    if s_aux is not None:
-        sinks = s_aux.float().view(1, groups, -1, 1).expand(batch, -1, -1, 1).reshape(products, -1, 1)
-        weights = torch.softmax(torch.cat([scores, sinks], dim=-1), dim=-1)[..., :-1]
-    else:
-        weights = torch.softmax(scores, dim=-1)
-    mixed = torch.bmm(weights, value.reshape(products, -1, value.shape[-1]))
-    return mixed.view(batch, 1, heads, -1), None
-
-
-for register, function in ((AttentionInterface, step_attention), (AttentionMaskInterface, sdpa_mask)):
-    register.register(STEP_ATTENTION, function)
-
-
-def stepping_decoder(decoder: nn.Module) -> nn.Module:
-    """Return the decoder to compute single tokens with: a twin on the same weights, or the decoder itself.
+def make_stepping(decoder: Any) -> SteppingDecoder | None:
+    """Return a decoder that computes single tokens; None if the model's own has to.
 
     Args:
         decoder: transformers' decoder, without the output head.
     """
-    if not _can_be_packed(decoder):
-        return decoder
-    shared = {id(tensor): tensor for tensor in (*decoder.parameters(), *decoder.buffers())}
-    twin: Any = copy.deepcopy(decoder, shared)
-    if twin.config._attn_implementation == CPU_ATTENTION:
-        twin.config._attn_implementation = STEP_ATTENTION
-    places = [
-        (module, name, child)
-        for module in twin.modules()
-        for name, child in module.named_children()
-        if isinstance(child, nn.Linear)
-    ]
-    with _fbgemm(), ThreadPoolExecutor(torch.get_num_threads()) as pool:  # one matrix is packed by one thread
-        for (module, name, _), packed in zip(
-            places, pool.map(PackedLinear, (child for *_, child in places)), strict=True
-        ):
-            setattr(module, name, packed)
-    for module in twin.modules():
-        if isinstance(module, nn.Embedding):
-            module.register_forward_hook(_as_float32)
-        for name, parameter in module.named_parameters(recurse=False):
-            if parameter.ndim == 1:
-                setattr(module, name, nn.Parameter(parameter.float(), requires_grad=False))
-    return twin
-
-
-def _as_float32(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-    return output.float()
-
-
-def _can_be_packed(decoder: nn.Module) -> bool:
-    """Return whether all matrices are those of linear layers and embeddings, and float16 holds the former."""
-    if "fbgemm" not in torch.backends.quantized.supported_engines:
-        return False
-    linear = [module for module in decoder.modules() if isinstance(module, nn.Linear)]
-    known = {id(module.weight) for module in decoder.modules() if isinstance(module, nn.Linear | nn.Embedding)}
-    return (
-        all(parameter.device.type == "cpu" for parameter in decoder.parameters())
-        and all(parameter.dtype in PACKED_ROWS for parameter in decoder.parameters())
-        and all(parameter.ndim < 2 or id(parameter) in known for parameter in decoder.parameters())
-        and all(_fits_float16(layer.weight) for layer in linear)
-    )
+    config = decoder.config
+    matrices = list(decoder.layers.parameters()) if config.model_type in FAMILY else []
+    if (
+        not matrices
+        or "fbgemm" not in torch.backends.quantized.supported_engines
+        or getattr(config, "use_bidirectional_attention", False)
+        or getattr(config, "attn_logit_softcapping", None) is not None
+        or any(matrix.device.type != "cpu" or matrix.dtype not in _TYPES for matrix in matrices)
+        or not all(_fits_float16(matrix) for matrix in matrices if matrix.ndim == 2)
+    ):
+        return None
+    return SteppingDecoder(decoder)
 
 
 def _fits_float16(weight: torch.Tensor) -> bool:
@@ -140,6 +53,141 @@ def _fits_float16(weight: torch.Tensor) -> bool:
     low, high = torch.aminmax(weight)
     largest = float(torch.maximum(-low, high))
     return largest <= torch.finfo(torch.float16).max and torch.equal(weight.bfloat16().to(weight.dtype), weight)
+
+
+class SteppingDecoder:
+    """A decoder that computes one token of each row in float32.
+
+    Args:
+        decoder: transformers' decoder, of a kind in `FAMILY`, whose matrices fit float16.
+    """
+
+    def __init__(self, decoder: Any) -> None:
+        self._decoder = decoder
+        kinds = getattr(decoder.config, "layer_types", None) or ["full_attention"] * len(decoder.layers)
+        with _fbgemm(), ThreadPoolExecutor(torch.get_num_threads()) as pool:  # a matrix is packed by one thread
+            self._layers = list(pool.map(_Layer, decoder.layers, kinds, [decoder.config] * len(kinds)))
+        self._kinds = (
+            sorted(set(kinds)) if "layer_type" in inspect.signature(decoder.rotary_emb.forward).parameters else []
+        )
+        self._norm = _norm(decoder.norm, decoder.config)
+
+    def __call__(self, ids: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Compute a token of each row of a batch and append its keys and values; return float32 [rows, hidden size].
+
+        Args:
+            ids: int64 [rows, 1].
+            batch: Whose cache the tokens follow.
+        """
+        states = self._decoder.embed_tokens(ids)[:, 0].float()
+        positions, mask = batch.positions(ids.device), batch.mask(ids.device)
+        turns = {kind: self._turn(states, positions, kind) for kind in self._kinds or [None]}
+        for layer, cache in zip(self._layers, batch.cache.layers, strict=True):
+            states = layer(states, turns[layer.kind if self._kinds else None], cache, mask)
+        return self._norm(states)
+
+    def _turn(
+        self, states: torch.Tensor, positions: torch.Tensor, kind: str | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what turns queries and keys by their position: factors of a head, and of its halves exchanged."""
+        cosine, sine = self._decoder.rotary_emb(states, positions, *([kind] if kind else []))
+        first, second = sine.chunk(2, dim=-1)
+        return cosine, torch.cat([-first, second], dim=-1)
+
+
+class _Layer:
+    """A layer: attention and a gated MLP, each after a norm, and in Gemma before another one."""
+
+    def __init__(self, layer: Any, kind: str, config: Any) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self.kind = kind
+        self._size = attention.head_dim
+        self._heads = attention.q_proj.out_features // self._size
+        self._groups = attention.k_proj.out_features // self._size
+        self._scale = attention.scaling
+        sliding = kind == "sliding_attention" or not getattr(config, "layer_types", None)
+        self._window = getattr(config, "sliding_window", None) if sliding else None
+        self._qkv = PackedLinear([attention.q_proj, attention.k_proj, attention.v_proj])
+        self._out = PackedLinear([attention.o_proj])
+        self._gate_and_up = PackedLinear([mlp.gate_proj, mlp.up_proj])
+        self._down = PackedLinear([mlp.down_proj])
+        self._activation = mlp.act_fn
+        names = (
+            "input_layernorm",
+            "post_attention_layernorm",
+            "pre_feedforward_layernorm",
+            "post_feedforward_layernorm",
+        )
+        norms = [_norm(getattr(layer, name), config) for name in names if hasattr(layer, name)]
+        self._before: list[Function] = norms if len(norms) == 2 else norms[::2]
+        self._after: list[Function] = [_unchanged, _unchanged] if len(norms) == 2 else norms[1::2]
+        self._query_norm = _norm(attention.q_norm, config) if hasattr(attention, "q_norm") else _unchanged
+        self._key_norm = _norm(attention.k_norm, config) if hasattr(attention, "k_norm") else _unchanged
+
+    def __call__(
+        self, states: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor], cache: Any, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        states = states + self._after[0](self._attend(self._before[0](states), turn, cache, mask))
+        gate, up = self._gate_and_up(self._before[1](states)).chunk(2, dim=-1)
+        return states + self._after[1](self._down(self._activation(gate) * up))
+
+    def _attend(
+        self, states: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor], cache: Any, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        rows, size, heads, groups = len(states), self._size, self._heads, self._groups
+        parts = self._qkv(states).view(rows, heads + 2 * groups, size)
+        query = _turned(self._query_norm(parts[:, :heads]), *turn)
+        key = _turned(self._key_norm(parts[:, heads : heads + groups]), *turn)
+        keys, values = cache.update(key[:, :, None], parts[:, heads + groups :, None])
+        if self._window and keys.shape[2] > self._window:
+            keys, values = keys[:, :, -self._window :], values[:, :, -self._window :]
+            mask = None if mask is None else mask[:, -self._window :]
+        # The query heads that share keys are the rows of one product.
+        folded = (query * self._scale).reshape(rows * groups, heads // groups, size)
+        scores = torch.bmm(folded, keys.reshape(rows * groups, -1, size).transpose(1, 2))
+        if mask is not None:
+            scores.view(rows, heads, -1).masked_fill_(~mask[:, None], -torch.inf)
+        mixed = torch.bmm(torch.softmax(scores, dim=-1), values.reshape(rows * groups, -1, size))
+        return self._out(mixed.view(rows, heads * size))
+
+
+class PackedLinear:
+    """Linear layers with the same input as one product of float32 states, with a copy of their weights in float16.
+
+    Args:
+        layers: Their outputs come one after the other; the weights fit float16.
+    """
+
+    def __init__(self, layers: Sequence[Any]) -> None:
+        self._layers = layers
+        self._width = layers[0].in_features
+        weight = torch.cat([layer.weight for layer in layers]).float()
+        biases = [torch.zeros(layer.out_features) if layer.bias is None else layer.bias.float() for layer in layers]
+        bias = None if all(layer.bias is None for layer in layers) else torch.cat(biases)
+        self._packed = torch.ops.quantized.linear_prepack_fp16(weight, bias)
+
+    def __call__(self, states: torch.Tensor) -> torch.Tensor:
+        """Return the outputs for float32 states [rows, in], as float32."""
+        if len(states) <= PACKED_ROWS:
+            return torch.ops.quantized.linear_dynamic_fp16(states, self._packed)
+        own = states.to(self._layers[0].weight.dtype)
+        return torch.cat([layer(own) for layer in self._layers], dim=-1).float()
+
+
+def _norm(norm: Any, config: Any) -> Function:
+    """Return a model's RMS norm as one call."""
+    weight = norm.weight.float() + FAMILY[config.model_type]
+    shape, eps = [len(weight)], config.rms_norm_eps
+    return lambda states: functional.rms_norm(states, shape, weight, eps)
+
+
+def _unchanged(states: torch.Tensor) -> torch.Tensor:
+    return states
+
+
+def _turned(heads: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
+    """Return heads [rows, heads, size], turned by their position."""
+    return torch.addcmul(heads * cosine, heads.roll(heads.shape[-1] // 2, -1), sine)
 
 
 @contextlib.contextmanager

@@ -16,10 +16,10 @@ import transformers
 from adapters.architecture import Logits
 from adapters.base import Sampling
 from adapters.growing import LEAST_SHARED, REMEMBERED_TOKENS, Row, common_length, new_rows
-from adapters.sampling import next_token
+from adapters.sampling import next_token, no_numbers
 from adapters.text import GrowingAnswer, growing_answers
 from adapters.torch_cache import Batch, Computed, extend
-from adapters.torch_decoder import stepping_decoder
+from adapters.torch_decoder import make_stepping
 from adapters.torch_vocabulary import NextToken
 
 NOTHING = Computed((), ())
@@ -40,9 +40,9 @@ class Generation:
         self._tokenizer = tokenizer
         self._end_tokens = end_tokens
         self._head = NextToken(model.get_output_embeddings(), rule)
-        self._stepping = stepping_decoder(self._decoder)
-        self._dtype = model.dtype if self._stepping is self._decoder else torch.float32
-        self._remembered: list[Computed] = []  # the longest unused first
+        self._stepping = make_stepping(self._decoder)
+        self._dtype = model.dtype if self._stepping is None else torch.float32
+        self._remembered: list[Computed] = []  # the oldest first
 
     def generate(
         self,
@@ -54,7 +54,7 @@ class Generation:
         """Do `Backend.generate` for at least one prompt and one new token."""
         rows = new_rows(prompts, sampling, on_text, self._tokenizer)
         computed, hidden = self._read(prompts, remember)
-        batch = Batch(self._stepping, computed, self._dtype)
+        batch = Batch(self._decoder, computed, self._dtype)
         del computed
         watched = on_text is not None or any(sampling.stop)
         growing = list(rows)
@@ -79,11 +79,21 @@ class Generation:
         """Compute one token of each row; return the hidden states [rows, hidden size]."""
         device = self._head.device
         ids = torch.tensor([[token] for token in tokens], device=device)
-        output = self._stepping(input_ids=ids, past_key_values=batch.cache, use_cache=True, **batch.positions(device))
+        if self._stepping is not None:
+            states = self._stepping(ids, batch)
+        else:
+            options: dict[str, Any] = {}
+            mask = batch.mask(device)
+            if mask is not None:  # without padding transformers knows positions and mask
+                options = {"attention_mask": mask.long(), "position_ids": batch.positions(device)}
+            output = self._decoder(input_ids=ids, past_key_values=batch.cache, use_cache=True, **options)
+            states = output.last_hidden_state[:, 0]
         batch.grown()
-        return output.last_hidden_state[:, 0]
+        return states
 
     def _choose(self, hidden: torch.Tensor, rows: Sequence[Row], sampling: Sampling) -> list[int]:
+        if not bool(torch.isfinite(hidden).all()):
+            raise no_numbers()
         if sampling.temperature <= 0:
             return self._head.likeliest(hidden)
         logits = self._head.logits(hidden, sampling.temperature)

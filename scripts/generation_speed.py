@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--prompt-tokens", default="65,256,1024")
     parser.add_argument("--new-tokens", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=16, help="prompts of a batch; 0: no batch")
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--repeat", type=int, default=5)
@@ -128,7 +128,7 @@ def main() -> None:
     if args.against_transformers:
         makers["transformers"] = plain(opened.local.path, info.dtype)
     table = []
-    for count, length in [*((1, length) for length in lengths), (args.batch, lengths[0])]:
+    for count, length in [*((1, length) for length in lengths), *([(args.batch, lengths[0])] if args.batch else [])]:
         rows = prompts(opened.tokenizer, count, length)
         read = best(partial(backend.hidden_states, rows, [[len(row) - 1] for row in rows]), args.repeat)
         for name, figures in measure(makers, rows, args.new_tokens, args.repeat).items():

@@ -20,9 +20,14 @@ def check_address(address: str) -> None:
     Raises:
         UserError: It has no scheme or no host.
     """
-    parts = urlsplit(address)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise UserError(f"--endpoint {public_address(address)!r} is no address", "it looks like http://HOST:PORT/v1")
+    try:
+        parts = urlsplit(address)
+        is_one = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        shown = public_address(address)
+    except ValueError:  # brackets without an end, a port that is no number
+        is_one, shown = False, address.rpartition("@")[2]
+    if not is_one:
+        raise UserError(f"--endpoint {shown!r} is no address", "it looks like http://HOST:PORT/v1")
 
 
 def public_address(address: str) -> str:

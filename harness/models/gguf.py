@@ -76,8 +76,9 @@ def describe_gguf(file: Path, target: Path) -> None:
         _configuration(file, header).save_pretrained(target)
         _save_gemma_tokenizer(file, header, target)
     else:
-        from harness.models.gguf_library import describe_with_transformers
+        from harness.models.gguf_library import describe_with_transformers, refuse_long_factors
 
+        refuse_long_factors(file, header)
         describe_with_transformers(file, header, target)
     _write_licence(header, target)
 
@@ -86,6 +87,8 @@ def _model_header(file: Path) -> Header:
     header = read_header(file)
     if header.values.get("general.architecture") in _NO_LANGUAGE_MODELS:
         raise UserError(f"{file} holds the vision part of a model, which writes no text", "name the model's other file")
+    if "general.architecture" not in header.values:
+        raise UserError(f"{file} names no architecture", "name the file of a language model")
     if "tokenizer.ggml.tokens" not in header.values:
         raise UserError(f"{file} holds no tokenizer", "name another file")
     return header

@@ -139,6 +139,15 @@ def _take_over(file: Path, header: Header, architecture: str, config: Any) -> No
     if architecture == "gemma2":
         config.query_pre_attn_scalar = gemma_query_scalar(config.to_dict())
     _scale_positions(file, header, scaling, config)
+    refuse_long_factors(file, header)
+
+
+def refuse_long_factors(file: Path, header: Header) -> None:
+    """Refuse positions scaled by factors that depend on the length of the text, as Phi-3's long contexts have.
+
+    Raises:
+        UserError: The file holds such factors.
+    """
     factors = sorted(name for name in header.tensors if name.startswith("rope_factors"))
     if factors:
         raise UserError(f"{file} scales its positions by {factors[0]}, which is not supported", _OTHER)

@@ -12,6 +12,9 @@ from harness.processes import ALONE, Processes
 from harness.scoring.plan import PREFIX_TOKENS_PER_BATCH_TOKEN, common_length
 from harness.scoring.store import ProgressStore
 
+# Tokens whose keys and values a batch keeps: 10 GB of a model of 4 billion weights.
+MOST_KEPT_TOKENS = 65_536
+
 
 @dataclass(frozen=True)
 class GenerationJob:
@@ -87,8 +90,9 @@ def _batches(jobs: Sequence[GenerationJob], batch_tokens: int) -> Iterator[list[
             for index in sorted(family, key=lambda index: -len(jobs[index].prompt)):
                 if batch:
                     rows, longest = len(batch) + 1, len(jobs[batch[0]].prompt)
-                    tokens = shared + rows * (longest - shared + sampling.max_new_tokens)
-                    if tokens > batch_tokens or rows * longest > PREFIX_TOKENS_PER_BATCH_TOKEN * batch_tokens:
+                    tokens = rows * (longest - shared + sampling.max_new_tokens)
+                    kept = min(PREFIX_TOKENS_PER_BATCH_TOKEN * batch_tokens, MOST_KEPT_TOKENS)
+                    if tokens > batch_tokens or rows * (longest + sampling.max_new_tokens) > kept:
                         yield batch
                         batch = []
                 batch.append(index)
@@ -102,20 +106,20 @@ def _families(jobs: Sequence[GenerationJob], indices: Sequence[int]) -> Iterator
     """
     alone: list[int] = []
     family: list[int] = []
-    shared = 0
+    shared = longest = 0
     for index in sorted(indices, key=lambda index: (jobs[index].prompt, index)):
         prompt = jobs[index].prompt
         if family:
             common = common_length(jobs[family[0]].prompt, prompt, shared)
-            if 2 * common >= max(len(prompt), *(len(jobs[other].prompt) for other in family)):
+            if 2 * common >= max(len(prompt), longest):
                 family.append(index)
-                shared = common
+                shared, longest = common, max(longest, len(prompt))
                 continue
             if len(family) > 1:
                 yield shared, family
             else:
                 alone += family
-        family, shared = [index], len(prompt)
+        family, shared, longest = [index], len(prompt), len(prompt)
     if len(family) > 1:
         yield shared, family
     else:

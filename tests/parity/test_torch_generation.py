@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from adapters.base import Sampling
-from adapters.torch_attention import grouped_attention
 from adapters.torch_backend import TorchBackend, load_torch
-from adapters.torch_cache import FIRST_ROOM
-from adapters.torch_decoder import PackedLinear, step_attention, stepping_decoder
+from adapters.torch_cache import FIRST_ROOM, Batch, extend
+from adapters.torch_decoder import FAMILY, PackedLinear, _fbgemm, make_stepping
+from adapters.torch_generation import NOTHING
 from tests.parity.test_backend_contract import reference_text
 from tests.tiny_gemma import VOCABULARY_SIZE, make_tiny_gemma
 from tests.tiny_models import make_tiny_model
@@ -53,64 +52,70 @@ def computed(backend: TorchBackend, monkeypatch: pytest.MonkeyPatch) -> list[tup
 @pytest.mark.parametrize("rows", [1, 3, 100])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @needs_fbgemm
-def test_a_packed_layer_multiplies_by_the_weights_as_float32_does(rows, dtype):
-    linear = torch.nn.Linear(96, 160, dtype=torch.bfloat16).to(dtype).requires_grad_(False)
+def test_packed_layers_multiply_by_the_weights_as_float32_does(rows, dtype):
+    layers = [torch.nn.Linear(96, size, dtype=torch.bfloat16, bias=size == 160) for size in (160, 32)]
+    layers = [layer.to(dtype).requires_grad_(False) for layer in layers]
     # The first three are below float16's normal range.
-    linear.weight[0, :4] = torch.tensor([3e-7, -1e-5, 2e-30, 5e4]).bfloat16()
-    states = torch.randn(rows, 1, 96)
-    if dtype == torch.bfloat16 and rows == 100:  # many rows go by bfloat16
+    layers[0].weight[0, :4] = torch.tensor([3e-7, -1e-5, 2e-30, 5e4]).bfloat16()
+    states = torch.randn(rows, 96)
+    wide = dtype == torch.bfloat16 and rows == 100  # many rows go by bfloat16
+    if wide:
         states = states.bfloat16().float()
-    found = PackedLinear(linear)(states)
-    expected = torch.nn.functional.linear(states.double(), linear.weight.double(), linear.bias.double())
-    tolerance = 1e-2 if dtype == torch.bfloat16 and rows == 100 else 1e-5
+    with _fbgemm():
+        found = PackedLinear(layers)(states)
+    expected = torch.cat([layer.double()(states.double()) for layer in layers], dim=1)
+    tolerance = 1e-2 if wide else 1e-5
     torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
     assert found.dtype == torch.float32
 
 
 @needs_fbgemm
-def test_weights_that_float16_cannot_hold_are_not_packed(tmp_path):
-    for name, change in (("fine", lambda w: w), ("finer", lambda w: w + 1e-6), ("large", lambda w: w * 1e7)):
-        directory = make_tiny_gemma(tmp_path / name)
-        model = load_torch("torch", directory, device="cpu", dtype="float32").model
-        with torch.no_grad():
-            layer = model.model.layers[2].mlp.up_proj
-            layer.weight.copy_(change(layer.weight))
-        decoder = model.get_decoder()
-        assert (stepping_decoder(decoder) is decoder) == (name != "fine")
-
-
-@pytest.mark.parametrize("architecture", ["gpt2", "mixtral"])
-def test_models_with_matrices_outside_linear_layers_compute_their_tokens_themselves(architecture, tmp_path):
-    model = load_torch("torch", make_tiny_model(architecture, tmp_path), device="cpu", dtype="float32").model
-    assert stepping_decoder(model.get_decoder()) is model.get_decoder()
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("architecture", FAMILY)
+def test_single_tokens_have_the_states_that_the_model_gives_them(architecture, dtype, tmp_path):
+    """Rows of different lengths, past the window; in bfloat16 the same weights are compared in float32."""
+    directory = make_tiny_model(architecture, tmp_path, dtype="bfloat16")
+    model = load_torch("torch", directory, device="cpu", dtype=dtype).model
+    exact = load_torch("torch", directory, device="cpu", dtype="float32").model.get_decoder()
+    stepping = make_stepping(model.get_decoder())
+    assert stepping is not None
+    rows = [random_tokens(length, length) for length in (2 * WINDOW, 3, WINDOW)]
+    with torch.inference_mode():
+        computed = [extend(exact, NOTHING, [row])[0][0] for row in rows]
+        batch = Batch(exact, computed, torch.float32)
+        for token in (7, 400, 31):
+            found = stepping(torch.tensor([[token]] * 3), batch)
+            batch.grown()
+            for row, states in zip(rows, found, strict=True):
+                row.append(token)
+                expected = exact(input_ids=torch.tensor([row])).last_hidden_state[0, -1]
+                torch.testing.assert_close(states, expected, rtol=3e-2 if dtype == "bfloat16" else 1e-4, atol=1e-3)
 
 
 @needs_fbgemm
-def test_the_twin_shares_the_matrices_and_leaves_the_model_as_it_was(directory):
-    for dtype in ("float32", "bfloat16"):
-        model = load_torch("torch", directory, device="cpu", dtype=dtype).model
-        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        decoder = model.get_decoder()
-        twin: Any = stepping_decoder(decoder)
-        assert twin is not decoder
-        assert twin.layers[0].mlp.up_proj.weight is decoder.layers[0].mlp.up_proj.weight
-        assert decoder.config._attn_implementation == "rsg_cpu"
-        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+def test_weights_that_float16_cannot_hold_are_left_to_the_model(tmp_path):
+    for name, change in (("fine", lambda w: w), ("finer", lambda w: w + 1e-6), ("large", lambda w: w * 1e7)):
+        model = load_torch("torch", make_tiny_gemma(tmp_path / name), device="cpu", dtype="float32").model
+        with torch.no_grad():
+            layer = model.model.layers[2].mlp.up_proj
+            layer.weight.copy_(change(layer.weight))
+        assert (make_stepping(model.get_decoder()) is None) == (name != "fine")
 
 
-@pytest.mark.parametrize("window", [None, 1, 4, 50])
-@pytest.mark.parametrize("extra", [{}, {"softcap": 2.0}, {"s_aux": torch.tensor([0.3, -1.0, 2.0, 0.0, 1.0, -0.5])}])
-def test_attention_of_one_query_is_that_of_many(window, extra):
-    generator = torch.Generator().manual_seed(0)
-    query = torch.randn(3, 6, 1, 8, generator=generator)
-    key, value = (torch.randn(3, 2, 21, 8, generator=generator) for _ in range(2))
-    padded = torch.arange(21)[None] >= torch.tensor([0, 5, 20])[:, None]
-    module = torch.nn.Module()
-    for mask in (None, padded[:, None, None]):
-        options = {"attention_mask": mask, "scaling": 0.4, "sliding_window": window, **extra}
-        found, _ = step_attention(module, query, key, value, **options)
-        expected, _ = grouped_attention(module, query, key, value, **options)
-        torch.testing.assert_close(found, expected)
+@pytest.mark.parametrize("architecture", ["gpt2", "mixtral", "gemma2"])
+def test_other_decoders_are_left_to_transformers(architecture, tmp_path):
+    model = load_torch("torch", make_tiny_model(architecture, tmp_path), device="cpu", dtype="float32").model
+    assert make_stepping(model.get_decoder()) is None
+
+
+@needs_fbgemm
+def test_the_model_stays_as_it_was(directory):
+    engine = torch.backends.quantized.engine
+    model = load_torch("torch", directory, device="cpu", dtype="float32").model
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert make_stepping(model.get_decoder()) is not None
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert torch.backends.quantized.engine == engine
 
 
 # --- texts ------------------------------------------------------------------------------------------------------------

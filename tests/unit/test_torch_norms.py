@@ -9,7 +9,7 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from adapters.torch_norms import fuse_norms
+from adapters.torch_norms import fuse_norms, library_norms
 
 WIDTH = 96
 
@@ -50,3 +50,13 @@ def test_a_norm_of_another_form_is_left_alone() -> None:
     fuse_norms(model)
     assert "forward" not in vars(model[0])
     torch.testing.assert_close(model(states), expected, rtol=0, atol=0)
+
+
+@torch.inference_mode()
+def test_the_library_s_own_norms_compute_where_they_are_compared_with() -> None:
+    model = nn.Sequential(LlamaRMSNorm(WIDTH))
+    fuse_norms(model)
+    fused = model[0].forward
+    with library_norms(model):
+        assert model[0].forward.__func__ is LlamaRMSNorm.forward
+    assert model[0].forward is fused
