@@ -162,6 +162,7 @@ def library_generate(
         max_new_tokens=sampling.max_new_tokens,
         pad_token_id=pad,
         eos_token_id=sorted(end_tokens),
+        generation_config=transformers.GenerationConfig(),  # not the model's own penalties, as everywhere here
         stopping_criteria=transformers.StoppingCriteriaList([_StopWatcher(tokenizer, longest, answers)]),
         **options,
     )

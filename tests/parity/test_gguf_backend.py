@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from adapters.base import Backend, LoadRequest, Sampling, UserError
 from adapters.gguf_file import part_files, read_header, read_tensor
 from adapters.llama_context import PHYSICAL_BATCH, SEQUENCES
+from adapters.llama_library import load_library
 from adapters.registry import BACKENDS, load_backend
 from harness.device_check.random_models import ARCHITECTURES, make_random_model
 
@@ -161,6 +162,23 @@ def test_the_next_turn_of_a_remembered_dialogue_gives_the_text_of_a_fresh_one(lo
     ]
 
 
+def test_an_interruption_inside_llama_cpp_is_one(exact, monkeypatch):
+    def interrupted(*_: Any) -> bytes:
+        raise KeyboardInterrupt
+
+    tokens = _random_tokens(exact, 9)
+    with monkeypatch.context() as patch:
+        patch.setattr(load_library(), "ggml_get_name", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            exact.hidden_states([tokens], [[8]])
+    assert exact.hidden_states([tokens], [[8]])[0].shape == (1, exact.info.hidden_size)
+
+
+def test_a_position_outside_its_row_is_refused(exact):
+    with pytest.raises(ValueError, match="outside its row"):
+        exact.hidden_states([_random_tokens(exact, 3)], [[3]])
+
+
 def _split(file: Path, directory: Path) -> Path:
     """Write a GGUF file again in parts, as llama-gguf-split does, and return the first one."""
     header = read_header(file)
@@ -198,6 +216,7 @@ def test_a_split_model_is_run_by_its_first_part(directory, exact, tmp_path):
         ("gguf", {}, "runs a .gguf file as it stands"),
         ("gguf-f32", {"context": 10**6}, "was trained on"),
         ("gguf-f32", {"threads": 0}, "give 1 or more"),
+        ("gguf-f32", {"threads": 100_000}, "give at most 512"),
         ("gguf-f32", {"gpu_layers": -2}, "give -1 or more"),
         ("gguf-q8_0", {"cache_type": "q8_0", "flash_attention": "off"}, "llama.cpp refuses the settings: .*flash_attn"),
         ("gguf-f32", {"cache_type": "q1"}, "it takes f32, f16, bf16, q8_0"),

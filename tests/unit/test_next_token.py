@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import special, stats
 
-from adapters.base import Sampling
+from adapters.base import Sampling, UserError
 from adapters.sampling import next_token, nucleus, row_generators
 
 # Few distinct weights, so that equal ones meet at the edge of the nucleus.
@@ -63,3 +63,13 @@ def test_rows_have_streams_of_their_own_that_repeat_with_the_seed():
     numbers = [[generator.random() for generator in row] for row in (first, again, other)]
     assert numbers[0] == numbers[1]
     assert len({*numbers[0], *numbers[2]}) == 6
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(1), Sampling(1, temperature=1.0), Sampling(1, temperature=1.0, top_p=0.5)]
+)
+def test_logits_that_are_no_numbers_are_refused(sampling: Sampling) -> None:
+    logits = np.zeros(10, dtype=np.float32)
+    logits[3] = np.nan
+    with pytest.raises(UserError, match="not a number"):
+        next_token(logits, sampling, np.random.default_rng(0))

@@ -51,6 +51,8 @@ def test_documents_are_written_for_the_small_tasks_alone() -> None:
         ({"api": "responses"}, "--api 'responses' is unknown"),
         ({"generate": "labels"}, "--generate 'labels' is unknown"),
         ({"endpoint": "localhost:8000/v1"}, "is no address"),
+        ({"endpoint": "http://[half/v1"}, "is no address"),
+        ({"endpoint": "http://localhost:999999/v1"}, "is no address"),
         ({"concurrency": 0}, "--concurrency 0"),
         ({"samples": 0}, "--samples 0"),
         ({"samples": 3, "temperature": 0.0}, "--samples needs a --temperature above 0"),
