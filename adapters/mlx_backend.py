@@ -26,7 +26,7 @@ from adapters.mlx_weights import (
     read_config,
     stored_bytes,
 )
-from adapters.text import end_tokens, growing_answers, load_tokenizer
+from adapters.text import GrowingTokens, end_tokens, growing_answers, load_tokenizer
 from adapters.weight_files import check_tied_head
 
 BATCH_TOKENS = {"metal": 4096, "cpu": 512}
@@ -320,7 +320,7 @@ class MlxBackend(Backend):
         mx = self._mx
         from mlx_lm.generate import BatchGenerator
 
-        ids: list[list[int]] = [[] for _ in prompts]
+        tokens = [GrowingTokens(self.tokenizer) for _ in prompts]
         answers = growing_answers(len(prompts), sampling.stop, on_text)
         if not prompts or sampling.max_new_tokens < 1:
             return [""] * len(prompts)
@@ -341,8 +341,8 @@ class MlxBackend(Backend):
                     for response in responses:
                         i = index_of[response.uid]
                         if response.finish_reason != "stop":
-                            ids[i].append(response.token)
-                        stopped = answers[i].update(self.tokenizer.decode(ids[i], skip_special_tokens=True))
+                            tokens[i].ids.append(response.token)
+                        stopped = answers[i].update(tokens[i].text())
                         if stopped and response.finish_reason is None:
                             generator.remove([response.uid])
             finally:

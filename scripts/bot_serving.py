@@ -1,8 +1,9 @@
 """Measure how soon the bot's worker answers a short question (TERRa, bundled documents), and how many a second.
 
-    python scripts/bot_serving.py [--model best] [--backend torch] [--questions 192]
+    python scripts/bot_serving.py [--model best] [--backend torch] [--questions 192] [--turns 12]
 
-Prints p50 and p95 of single questions at idle, then the throughput one by one and with all of them waiting at once.
+Prints p50 and p95 of single questions at idle, then the throughput one by one and with all of them waiting at once;
+then, for the turns of a conversation, the time to its first words and to its whole answer.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from itertools import cycle, islice
 
 import numpy as np
 
-from harness.bot.events import QuestionJob
+from harness.bot.events import ChatJob, QuestionJob
 from harness.bot.serving import ModelWorker, label
+from harness.bot.store import Turn
 from harness.data import cached_split
 from harness.evaluation.predict import Predictor
 from harness.models.open import open_model
@@ -42,11 +44,30 @@ async def measure(worker: ModelWorker, jobs: list[QuestionJob]) -> None:
     print(f"all at once: {together:.1f} questions a second, {together / one_by_one:.1f} times as many")
 
 
+async def converse(worker: ModelWorker, questions: list[str]) -> None:
+    """Ask one question after the other in one dialogue."""
+    history: list[Turn] = []
+    first, whole = [], []
+    for question in questions:
+        started = time.monotonic()
+        ticket = worker.submit(ChatJob(question, 1, tuple(history), {}))
+        while not ticket.text and not ticket.future.done():
+            await asyncio.sleep(0.002)
+        first.append(1000 * (time.monotonic() - started))
+        history.append(Turn(question, await ticket.future))
+        whole.append(1000 * (time.monotonic() - started))
+    print(
+        f"{len(questions)} turns of a conversation: first words after {first[0]:.0f} ms, later turns "
+        f"{np.median(first[1:]):.0f} ms, at most {max(first[1:]):.0f}; whole answers {np.median(whole):.0f} ms"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model")
     parser.add_argument("--backend", default="torch")
     parser.add_argument("--questions", type=int, default=192)
+    parser.add_argument("--turns", type=int, default=12)
     args = parser.parse_args()
     predictor = Predictor(open_model(ModelOptions(args.model, args.backend)))
     rows = [document.row() for document in cached_split("terra", "validation", "mini").documents]
@@ -57,6 +78,8 @@ def main() -> None:
     jobs = [QuestionJob("terra", fields, False, None, {}) for fields in questions]
     worker = ModelWorker(predictor, lambda: predictor, capacity=args.questions)
     asyncio.run(measure(worker, jobs))
+    worker.warm_up()
+    asyncio.run(converse(worker, [f"{row['premise']} {row['hypothesis']}" for row in islice(cycle(rows), args.turns)]))
     worker.stop()
     worker.join()
 
