@@ -198,6 +198,10 @@ class Backend(ABC):
             OutOfMemory: The batch does not fit.
         """
 
+    def forget(self) -> None:
+        """Forget what `generate` remembered, at the latest when it is called next; another thread may call this."""
+        return
+
     @abstractmethod
     def peak_memory(self) -> int | None:
         """Return the most bytes that the device's allocator held; None if the process's memory is the measure."""

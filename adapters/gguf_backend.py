@@ -218,6 +218,9 @@ class GgufBackend(Backend):
             texts += self._generation.generate(prompts[start : start + TOGETHER], sampling, report, remember)
         return texts
 
+    def forget(self) -> None:
+        self._generation.forget()
+
     def peak_memory(self) -> int | None:
         return None  # llama.cpp keeps no peak of its own
 

@@ -40,6 +40,7 @@ class LlamaGeneration:
         self._end_tokens = end_tokens
         self._context: LlamaContext | None = None
         self._remembered: list[_Text] = []  # the oldest first
+        self._forgets = False
 
     def generate(
         self,
@@ -88,11 +89,20 @@ class LlamaGeneration:
                     context.remove(sequence)
         return [row.finish(self._tokenizer) for row in rows]
 
+    def forget(self) -> None:
+        """Forget all texts before the next call begins."""
+        self._forgets = True
+
     def _ends(self, token: int) -> bool:
         return token in self._end_tokens or self._model.ends_text(token)
 
     def _room_for(self, tokens: int, remember: bool) -> LlamaContext:
         """Return the context, with free cells for so many tokens; texts are forgotten where they stand in the way."""
+        if self._forgets and self._context is not None:
+            for text in self._remembered:
+                self._context.remove(text.sequence)
+            self._remembered = []
+        self._forgets = False
         needed = -(-tokens // CELLS) * CELLS
         wanted = needed + (REMEMBERED_TOKENS if remember else 0)
         if self._context is None or self._context.cells < needed:

@@ -201,10 +201,15 @@ class TorchBackend(Backend):
             else:
                 texts = library_generate(self.model, self.tokenizer, self._end_tokens, prompts, sampling, on_text)
         except RuntimeError as error:
+            self.forget()
             raise_if_out_of_memory(error)
             raise
         self._note_memory()
         return texts
+
+    def forget(self) -> None:
+        if "_generation" in vars(self):
+            self._generation.forget()
 
     @functools.cached_property
     def _generation(self) -> Generation:

@@ -121,20 +121,26 @@ class Generation:
             [start], _ = extend(self._decoder, start, [prompts[0][len(start.tokens) : shared]])
         return extend(self._decoder, start, [prompt[shared:] for prompt in prompts])
 
+    def forget(self) -> None:
+        """Forget all texts; a call that is under way may remember its own still."""
+        self._remembered = []
+
     def _longest_beginning(self, prompt: Sequence[int]) -> Computed:
         """Return the longest remembered beginning of a prompt, without its last token: that one must be computed."""
-        lengths = [common_length(prompt[:-1], text.tokens) for text in self._remembered]
+        remembered = self._remembered
+        lengths = [common_length(prompt[:-1], text.tokens) for text in remembered]
         if not lengths or max(lengths) < LEAST_SHARED:
             return NOTHING
         best = int(np.argmax(lengths))
-        return self._remembered[best].beginning(lengths[best])
+        return remembered[best].beginning(lengths[best])
 
     def _remember(self, text: Computed) -> None:
         """Keep a text, and forget those that it continues, and the oldest where they become too many."""
         others = [other for other in self._remembered if common_length(other.tokens, text.tokens) < len(other.tokens)]
-        self._remembered = [*others, text.copied(self._decoder.dtype)]
-        while len(self._remembered) > 1 and sum(len(one.tokens) for one in self._remembered) > REMEMBERED_TOKENS:
-            self._remembered.pop(0)
+        kept = [*others, text.copied(self._decoder.dtype)]
+        while len(kept) > 1 and sum(len(one.tokens) for one in kept) > REMEMBERED_TOKENS:
+            kept.pop(0)
+        self._remembered = kept
 
 
 def library_generate(

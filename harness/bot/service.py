@@ -104,6 +104,7 @@ class Service:
             await task
         if outcome.forgets:
             self._asked.pop(event.user, None)
+            self._worker.forget()
             await self.on_disk(self._store.wipe_log)
         if outcome.job is None:
             await self._deliver(event, replies, outcome.messages)

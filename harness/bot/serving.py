@@ -113,6 +113,10 @@ class ModelWorker:
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
 
+    def forget(self) -> None:
+        """Let the model forget the dialogues that it remembers."""
+        self._backend.forget()
+
     def submit(self, job: QuestionJob | ChatJob) -> QuestionTicket | ChatTicket:
         """Hand in work; call it in the event loop.
 

@@ -376,6 +376,13 @@ def test_generation_works_in_another_thread(backend, random_sequence):
     assert texts == [backend.generate(prompts, Sampling(max_new_tokens=5))]
 
 
+def test_forgotten_texts_change_no_answer(backend, random_sequence):
+    prompt = random_sequence(40)
+    first = backend.generate([prompt], Sampling(max_new_tokens=6), remember=True)
+    backend.forget()
+    assert backend.generate([prompt], Sampling(max_new_tokens=6), remember=True) == first
+
+
 # --- what was loaded --------------------------------------------------------------------------------------------------
 
 
