@@ -41,6 +41,8 @@ NOT_RUN = {
     "rsg-harness sweep --backends torch,mlx-q4,gguf-q8_0,gguf-q4_0 --data DIR --limit 200": (
         "needs an extra; tests/integration/test_run_gguf.py runs these backends"
     ),
+    "python scripts/generation_speed.py --model embedded --dtype bfloat16 --against-transformers": "minutes",
+    "python scripts/generation_speed.py --model embedded --backend gguf-q8_0": "minutes, and an extra",
     "rsg-harness bot --console --backend gguf-q8_0": "needs an extra; tests/parity/test_gguf_backend.py generates",
     "pip install -c constraints.txt -e .[embedded,notebooks]": "needs a package index",
     "pip install -c constraints.txt -e .[report]": "needs a package index",
