@@ -28,9 +28,11 @@ def next_token(logits: np.ndarray, sampling: Sampling, generator: np.random.Gene
     if sampling.temperature <= 0:
         return int(np.argmax(logits))
     # The maximum goes before the division, so a very low temperature does not overflow.
-    weights = np.exp((logits - logits.max()) / np.float32(sampling.temperature), dtype=np.float64)
+    weights = logits - logits.max()
+    weights /= np.float32(sampling.temperature)
+    np.exp(weights, out=weights)
     tokens = nucleus(weights, sampling.top_p) if sampling.top_p < 1 else None
-    sums = np.cumsum(weights if tokens is None else weights[tokens])
+    sums = np.cumsum((weights if tokens is None else weights[tokens]).astype(np.float64))
     # A number just below 1 times the whole can be rounded up to the whole.
     place = min(int(np.searchsorted(sums, generator.random() * sums[-1], side="right")), len(sums) - 1)
     return place if tokens is None else int(tokens[place])
@@ -45,13 +47,14 @@ def nucleus(weights: np.ndarray, top_p: float) -> np.ndarray:
     """Return the ids of the fewest likeliest tokens that hold at least `top_p` of all weight, in ascending order.
 
     Args:
-        weights: float64 [vocabulary], not negative, not all 0.
+        weights: float32 or float64 [vocabulary], not negative, not all 0.
         top_p: Below 1; the likeliest token is always in.
     """
-    needed = top_p * weights.sum()
+    whole = float(weights.sum())
+    needed = top_p * whole
     # Weights under this bound hold less than 1 - top_p together, so only the few others need to be sorted.
-    candidates = np.flatnonzero(weights >= (weights.sum() - needed) / len(weights))
-    ordered = np.sort(weights[candidates])[::-1]
+    candidates = np.flatnonzero(weights >= (whole - needed) / len(weights))
+    ordered = np.sort(weights[candidates])[::-1].astype(np.float64)
     size = min(int(np.searchsorted(np.cumsum(ordered), needed)) + 1, len(ordered))
     kept = candidates[weights[candidates] >= ordered[size - 1]]
     surplus = len(kept) - size  # tokens as light as the lightest of the nucleus

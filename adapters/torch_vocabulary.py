@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from adapters.architecture import Logits
 
 # Rows of the vocabulary matrix that are cast to float32 at a time: 16,384 rows of a 1,152-wide model are 75 MB.
 VOCABULARY_CHUNK = 16_384
-# Smaller vocabularies are projected to exactly: the second copy would save nothing.
-LARGE_VOCABULARY = 32_768
+# Smaller matrices, in numbers, are multiplied exactly at once: a second copy would save nothing.
+LARGE_MATRIX = 1 << 21
 # States are split in two parts of 7 bits each. With 8, processors without 8-bit dot products would saturate: they add
 # two products in 16 bits.
 STATE_LIMIT = 63
@@ -31,7 +32,7 @@ USUAL_SHARE = 0.98
 # So many tokens in the running cost more than the whole product.
 MOST_CANDIDATES = 16_384
 # Tokens whose logits are computed in float32 where the first product is of 16 bits.
-RESCORED = 64
+RESCORED = 16  # the most that MPS sorts out
 
 
 class NextToken:
@@ -47,10 +48,11 @@ class NextToken:
         self._rule = rule
         self.device = head.weight.device
         self._coarse = None
-        if head.weight.device.type == "cpu" and head.bias is None and len(head.weight) >= LARGE_VOCABULARY:
+        self._is_large = head.weight.numel() >= LARGE_MATRIX
+        if self._is_large and head.weight.device.type == "cpu":
             # PyTorch's quantised product is not in every build of it.
             with contextlib.suppress(RuntimeError, AttributeError, TypeError):
-                self._coarse = CoarseProduct(head.weight)
+                self._coarse = CoarseProduct(head.weight, head.bias)
 
     def likeliest(self, hidden: torch.Tensor) -> list[int]:
         """Return the token with the largest logit for each row.
@@ -63,11 +65,12 @@ class NextToken:
             rough, lengths, lost = self._coarse(hidden)
             rows = zip(hidden, rough.numpy(), lengths.tolist(), lost.tolist(), strict=True)
             return [self._likeliest_of(self._coarse, *row) for row in rows]
-        weight = self._head.weight
-        if weight.dtype == torch.float32 or self._head.bias is not None or len(weight) < LARGE_VOCABULARY:
+        weight, bias = self._head.weight, self._head.bias
+        if weight.dtype == torch.float32 or not self._is_large:
             return self._exact(hidden).argmax(dim=1).tolist()
-        found = (hidden.to(weight.dtype) @ weight.T).topk(RESCORED, dim=1)
+        found = functional.linear(hidden.to(weight.dtype), weight, bias).topk(RESCORED, dim=1)
         exact = torch.bmm(weight[found.indices].float(), hidden.float()[:, :, None])[:, :, 0]
+        exact = exact if bias is None else exact + bias[found.indices].float()
         # The 16-bit result is off by the rounding of its output, and of its state: 2 ** -8 of the logit for bfloat16.
         margin = found.values[:, :1].float().abs().clamp(min=1) * 2**-6
         if bool((found.values[:, -1:].float() > found.values[:, :1].float() - margin).any()):
@@ -105,7 +108,9 @@ class NextToken:
 
     def _products_of(self, state: torch.Tensor, tokens: np.ndarray) -> np.ndarray:
         """Return a state's exact products with the rows of some tokens, float32 [tokens]."""
-        return (self._head.weight[torch.from_numpy(tokens)].float() @ state).numpy()
+        rows = torch.from_numpy(tokens)
+        products = self._head.weight[rows].float() @ state
+        return (products if self._head.bias is None else products + self._head.bias[rows].float()).numpy()
 
     def _exact(self, hidden: torch.Tensor) -> torch.Tensor:
         return apply_rule(self._product(hidden.float()), self._rule)
@@ -113,7 +118,7 @@ class NextToken:
     def _product(self, hidden: torch.Tensor) -> torch.Tensor:
         weight = self._head.weight
         if weight.dtype == torch.float32:
-            return torch.nn.functional.linear(hidden, weight, self._head.bias)
+            return functional.linear(hidden, weight, self._head.bias)
         return torch.cat(list(head_outputs(hidden, self._head)), dim=1)
 
 
@@ -122,12 +127,14 @@ class CoarseProduct:
 
     Args:
         weight: [vocabulary, hidden size], on the CPU.
+        bias: [vocabulary], added to the product; None: there is none.
 
     Raises:
         RuntimeError, AttributeError, TypeError: This PyTorch cannot multiply so.
     """
 
-    def __init__(self, weight: torch.Tensor) -> None:
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        self._bias = None if bias is None else bias.float()
         self._buffer = torch.empty(0, len(weight))
         self._parts: list[tuple[Any, torch.Tensor, torch.Tensor]] = []
         errors, longest = [], 0.0
@@ -150,7 +157,8 @@ class CoarseProduct:
         state = torch.randn(1, weight.shape[1], generator=torch.Generator().manual_seed(0))
         rough, lengths, lost = self(state)
         some = slice(0, VOCABULARY_CHUNK)
-        off = (rough[0, some] - weight[some].float() @ state[0]).abs().numpy()
+        exact = functional.linear(state, weight[some].float(), None if self._bias is None else self._bias[some])
+        off = (rough[0, some] - exact[0]).abs().numpy()
         if not (off <= self._bound(self._errors[some], float(lengths[0]), float(lost[0]))).all():
             raise RuntimeError("the 8-bit product is wrong")
 
@@ -180,6 +188,8 @@ class CoarseProduct:
             torch.mul(products[:count], first_scale, out=part)
             part.addcmul_(products[count:], second_scale)
             start += len(scales)
+        if self._bias is not None:
+            found += self._bias
         lost = torch.linalg.vector_norm(rest - second * second_scale, dim=1)
         return found, torch.linalg.vector_norm(hidden, dim=1), lost
 

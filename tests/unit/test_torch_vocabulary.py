@@ -66,6 +66,19 @@ def test_the_likeliest_token_is_that_of_the_exact_product(weight, states):
 
 
 @torch.inference_mode()
+def test_a_bias_belongs_to_the_logits(weight, states):
+    head = torch.nn.Linear(WIDTH, VOCABULARY, dtype=weight.dtype).requires_grad_(False)
+    head.weight.copy_(weight)
+    head.bias.copy_(20 * torch.randn(VOCABULARY, generator=torch.Generator().manual_seed(4)))
+    next_token = NextToken(head, Logits())
+    assert next_token._coarse is not None
+    exact = torch.nn.functional.linear(states.double(), weight.double(), head.bias.double())
+    assert next_token.likeliest(states) == exact.argmax(dim=1).tolist()
+    found = torch.from_numpy(next_token.logits(states, 1.0))
+    torch.testing.assert_close(found.max(dim=1).values.double(), exact.max(dim=1).values, rtol=1e-5, atol=1e-4)
+
+
+@torch.inference_mode()
 def test_of_equal_tokens_the_first_is_taken(states):
     weight = torch.randn(VOCABULARY, WIDTH, generator=torch.Generator().manual_seed(3))
     weight[[300, 200, 39_999]] = 3 * states[0]
@@ -93,7 +106,7 @@ def test_probable_tokens_have_exact_logits_to_sample_from(weight, states, rule):
 
 
 @torch.inference_mode()
-def test_a_small_vocabulary_is_projected_to_exactly():
+def test_a_small_matrix_is_projected_to_exactly():
     weight = torch.randn(100, WIDTH).bfloat16()
     next_token = NextToken(head_of(weight), Logits())
     assert next_token._coarse is None
@@ -106,7 +119,7 @@ def test_a_small_vocabulary_is_projected_to_exactly():
 def test_without_the_8_bit_product_16_bits_and_exact_ones_find_the_same_tokens(weight, states, monkeypatch):
     expected = NextToken(head_of(weight), Logits()).likeliest(states.bfloat16())
 
-    def missing(self: CoarseProduct, weight: torch.Tensor) -> None:
+    def missing(self: CoarseProduct, *_: object) -> None:
         raise AttributeError("no such product in this PyTorch")
 
     monkeypatch.setattr(CoarseProduct, "__init__", missing)
