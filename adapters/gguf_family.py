@@ -203,7 +203,9 @@ def _choice(name: str, value: str | None, known: Mapping[str, int]) -> int | Non
 
 
 def _threads() -> int:
-    """Return the number of processors that this process may use."""
+    """Return the number that OMP_NUM_THREADS names, else of processors that this process may use."""
+    if (named := os.environ.get("OMP_NUM_THREADS", "")).isdecimal() and int(named):
+        return int(named)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
