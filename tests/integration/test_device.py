@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from adapters.registry import BACKENDS
+from adapters.registry import AS_IT_STANDS, BACKENDS
 from harness.device_check import check as device_check
 from harness.device_check import check_devices, checks_table, write_checks
 from harness.device_check.check import CheckedBackend
@@ -29,14 +29,19 @@ def test_every_backend_computes_the_right_numbers(results: list[CheckedBackend])
 
 
 def test_every_backend_and_kind_of_model_is_checked(results: list[CheckedBackend]) -> None:
-    here = {name for name, kind in BACKENDS.items() if not kind.family.problem(kind) and name != "torch"}
+    others = (
+        "torch",
+        AS_IT_STANDS,
+    )  # one of the devices by another name; a backend of files, and these are directories
+    here = {name for name, kind in BACKENDS.items() if not kind.family.problem(kind) and name not in others}
     assert {result.backend for result in results} == here
     assert {result.model for result in results} == {"gemma3_text", "qwen3", "llama"}
     for result in results:
         assert (result.tokens_per_second or 0) > 0
         assert result.prefix is not None
         # 16 bits differ, or nothing was compared
-        assert ((result.logprobs or 0) > 1e-3) == (result.dtype != "float32"), result
+        exact = 1e-2 if result.execution == "llama.cpp" else 1e-3  # whose table for GELU holds 16-bit numbers
+        assert ((result.logprobs or 0) > exact) == (result.dtype != "float32"), result
     assert any(result.gradient is not None for result in results)
 
 
