@@ -132,7 +132,9 @@ class TorchBackend(Backend):
         ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=self.model.device)
         cache: DynamicCache | None = None
         if prefix is not None:
-            cache = prefix.repeated(len(rows), keep, self.model.config._attn_implementation == CPU_ATTENTION)
+            # In 16 bits the sum of two rounded parts would be one rounding more.
+            apart = self.model.config._attn_implementation == CPU_ATTENTION and self.model.dtype == torch.float32
+            cache = prefix.repeated(len(rows), keep, apart)
         elif keep:
             cache = _new_cache(self.model)
         try:
