@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,6 +87,40 @@ class Prefix(ABC):
     """The key-value cache of a token sequence that others share as their beginning. It never changes."""
 
     length: int  # tokens
+
+
+OwnPrefix = TypeVar("OwnPrefix", bound=Prefix)
+
+
+def own_prefix(
+    prefix: Prefix | None, kind: type[OwnPrefix], rows: Sequence[Sequence[int]], keep: bool
+) -> OwnPrefix | None:
+    """Return the prefix that `Backend.hidden_states` is given, once its arguments are checked.
+
+    Args:
+        prefix: As given.
+        kind: The backend's own kind of prefix.
+        rows, keep: As given.
+
+    Raises:
+        TypeError: The prefix was made by another backend.
+        ValueError: `keep` with several rows.
+    """
+    if keep and len(rows) != 1:
+        raise ValueError("only a single row can be kept as a prefix")
+    if prefix is not None and not isinstance(prefix, kind):
+        raise TypeError("the prefix was made by another backend")
+    return prefix
+
+
+def check_tokens(tokens: np.ndarray, vocabulary: int) -> None:
+    """Refuse what `Backend.project` does not take.
+
+    Raises:
+        ValueError: A token outside the vocabulary.
+    """
+    if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocabulary:
+        raise ValueError(f"token ids must lie in 0 to {vocabulary - 1}")
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from adapters.architecture import Logits
-from adapters.base import Backend, BackendInfo, OutOfMemory, Prefix, Sampling
+from adapters.base import Backend, BackendInfo, OutOfMemory, Prefix, Sampling, check_tokens, own_prefix
 from adapters.ggml_product import VocabularyProduct
-from adapters.llama_context import CELLS, OUTPUTS, SEQUENCES, ContextSettings, LlamaContext, LlamaModel, decode_rows
+from adapters.llama_context import OUTPUTS, SEQUENCES, ContextSettings, LlamaContext, LlamaModel, decode_rows
 from adapters.llama_generation import LlamaGeneration
 
 # Prompts continued together; as many sequences again are left for remembered texts.
@@ -100,8 +100,7 @@ class GgufBackend(Backend):
         self._generation = LlamaGeneration(model, settings, tokenizer, stop_tokens)
 
     def _scoring_context(self, tokens: int) -> LlamaContext:
-        cells = -(-tokens // CELLS) * CELLS
-        return LlamaContext(self._model, cells, self._settings, reads_states=True)
+        return LlamaContext(self._model, tokens, self._settings, reads_states=True)
 
     def hidden_states(
         self,
@@ -110,18 +109,14 @@ class GgufBackend(Backend):
         prefix: Prefix | None = None,
         keep: bool = False,
     ) -> tuple[np.ndarray, Prefix | None]:
-        if keep and len(rows) != 1:
-            raise ValueError("only a single row can be kept as a prefix")
-        if prefix is not None and not isinstance(prefix, GgufPrefix):
-            raise TypeError("the prefix was made by another backend")
+        before = own_prefix(prefix, GgufPrefix, rows, keep)
         if keep:
-            states, sequence = self._compute(rows, positions, prefix, keep=True)
-            before = prefix.tokens if prefix else ()
-            return states, GgufPrefix((*before, *rows[0]), self._cache, sequence)
+            states, sequence = self._compute(rows, positions, before, keep=True)
+            return states, GgufPrefix((*(before.tokens if before else ()), *rows[0]), self._cache, sequence)
         parts = []
         for start in range(0, len(rows), TOGETHER):
             part = slice(start, start + TOGETHER)
-            parts.append(self._compute(rows[part], positions[part], prefix, keep=False)[0])
+            parts.append(self._compute(rows[part], positions[part], before, keep=False)[0])
         return np.concatenate(parts), None
 
     def _compute(
@@ -163,8 +158,7 @@ class GgufBackend(Backend):
             prefix.place(self._cache, sequence)
 
     def project(self, hidden: np.ndarray, sources: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        if len(tokens) and not 0 <= int(np.min(tokens)) <= int(np.max(tokens)) < self.info.vocabulary_size:
-            raise ValueError(f"token ids must lie in 0 to {self.info.vocabulary_size - 1}")
+        check_tokens(tokens, self.info.vocabulary_size)
         logprobs, best = np.zeros(len(sources)), np.zeros(len(sources), dtype=bool)
         for start in range(0, len(hidden), _POSITIONS):
             asked = np.flatnonzero((sources >= start) & (sources < start + _POSITIONS))
@@ -192,8 +186,7 @@ class GgufBackend(Backend):
         return logits
 
     def library_logprobs(self, tokens: Sequence[int]) -> np.ndarray:
-        cells = -(-len(tokens) // CELLS) * CELLS
-        context = LlamaContext(self._model, cells, self._settings, reads_states=False, sequences=1)
+        context = LlamaContext(self._model, len(tokens), self._settings, reads_states=False, sequences=1)
         found = np.empty(len(tokens) - 1)
         for start in range(0, len(found), OUTPUTS):
             part = range(start, min(start + OUTPUTS, len(found)))

@@ -95,6 +95,8 @@ def _gguf_file(kind: BackendKind, request: LoadRequest) -> Path:
     Raises:
         UserError: There is no file, or it cannot be made.
     """
+    from adapters.gguf_file import quantised_tensor, read_header
+
     wanted = kind.settings["kind"]
     if wanted is None:
         if request.gguf is None:
@@ -103,26 +105,22 @@ def _gguf_file(kind: BackendKind, request: LoadRequest) -> Path:
                 "use --backend gguf-q8_0 or another one that makes the file",
             )
         return request.gguf
-    if request.gguf is not None and not _is_whole(request.gguf):
+    if request.gguf is not None and quantised_tensor(read_header(request.gguf)):
         raise UserError(
             f"{request.gguf.name} is quantised, and --backend {kind.name} would quantise it again",
             "use --backend gguf, which runs the file as it stands, or name the whole model",
         )
     from adapters.gguf_writer import write_gguf
 
+    def make(directory: Path) -> None:
+        write_gguf(request.model_dir, directory / "model.gguf", wanted, tokenizer=False)
+
     made = request.cached(
         f"gguf/{wanted}-{request.fingerprint[:16]}",
-        lambda directory: write_gguf(request.model_dir, directory / "model.gguf", wanted, tokenizer=False),
+        make,
         f"writing the weights as {wanted} for llama.cpp, once",
     )
     return made / "model.gguf"
-
-
-def _is_whole(file: Path) -> bool:
-    """Return whether a file's matrices are stored in 16 or 32 bits."""
-    from adapters.gguf_file import read_header
-
-    return _stored_as(read_header(file)) in _WHOLE.values()
 
 
 def _stored_as(header: Header) -> str:
@@ -153,8 +151,8 @@ def _load(kind: BackendKind, request: LoadRequest) -> Backend:
     flash_attention = _choice("flash_attention", args.get("flash_attention"), FLASH_ATTENTION)
     cache_type = _choice("cache_type", args.get("cache_type"), _CACHE_TYPES)
     file = _gguf_file(kind, request)
-    header = read_header(file)
-    stored = _stored_as(header)
+    parts = {part: read_header(part) for part in part_files(file)}
+    stored = _stored_as(parts[file])
     dtype = stored if stored in _WHOLE.values() else QUANTISED_DTYPE
     if request.dtype not in ("auto", dtype):
         raise UserError(f"llama.cpp computes {stored} weights in {dtype}, not in {request.dtype}", "leave out --dtype")
@@ -172,7 +170,7 @@ def _load(kind: BackendKind, request: LoadRequest) -> Backend:
             f"--backend-arg context={context}: {file.name} was trained on {model.context_length} tokens",
             f"give at most {model.context_length}",
         )
-    product = VocabularyProduct({part: read_header(part) for part in part_files(file)}, settings.threads)
+    product = VocabularyProduct(parts, settings.threads)
     tokenizer = load_tokenizer(request.model_dir)
     architecture = read_architecture(request.model_dir)
     device = _device(args)

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from adapters.base import UserError
+from adapters.gguf_types import WHOLE
 
 _MAGIC = b"GGUF"
 _POINTER = b"version https://git-lfs"
@@ -78,6 +79,15 @@ def part_files(file: Path) -> list[Path]:
     if missing := next((part for part in parts if not part.is_file()), None):
         raise UserError(f"{file} lacks its part {missing.name}", "copy all parts into one directory")
     return parts
+
+
+def quantised_tensor(header: Header) -> tuple[str, str] | None:
+    """Return the name and the type of a quantised tensor; None where all are stored in 16 bits or more."""
+    from gguf import GGMLQuantizationType
+
+    names = {int(kind): kind.name for kind in GGMLQuantizationType}
+    types = ((name, names.get(tensor.kind, f"type {tensor.kind}")) for name, tensor in header.tensors.items())
+    return next(((name, stored) for name, stored in types if stored.lower() not in WHOLE), None)
 
 
 def read_header(file: Path) -> Header:

@@ -59,8 +59,8 @@ class _Tensor:
 
 def write_gguf(
     model_dir: Path, target: Path, kind: str, *, name: str = "", licence: str = "", tokenizer: bool = True
-) -> None:
-    """Write a GGUF file from a model directory with whole weights.
+) -> int:
+    """Write a GGUF file from a model directory with whole weights; return the bytes of its tensors.
 
     Args:
         model_dir: Holds config.json, a tokenizer, and safetensors in float32, bfloat16 or float16.
@@ -91,6 +91,7 @@ def write_gguf(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     _write_header(target, gguf_architecture(architecture), kind, general, settings, vocabulary, tensors)
     _append_tensors(target, tensors, encode)
+    return needed
 
 
 def read_back(model_dir: Path, file: Path, kind: str) -> Iterator[tuple[str, np.ndarray]]:

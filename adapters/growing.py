@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from adapters.base import Sampling
 from adapters.sampling import row_generators
-from adapters.text import GrowingAnswer, GrowingTokens, growing_answers
+from adapters.text import GrowingAnswer, GrowingTokens, common_length, growing_answers
 
 # A shorter common beginning of prompts is not worth a pass of its own.
 LEAST_SHARED = 16
@@ -56,7 +56,32 @@ def new_rows(
     ]
 
 
-def common_length(a: Sequence[int], b: Sequence[int]) -> int:
-    """Return the number of tokens with which both begin."""
-    shortest = min(len(a), len(b))
-    return next((place for place in range(shortest) if a[place] != b[place]), shortest)
+class Remembered(Protocol):
+    """A text that was computed."""
+
+    @property
+    def tokens(self) -> tuple[int, ...]: ...
+
+
+Text = TypeVar("Text", bound=Remembered)
+
+
+def longest_beginning(
+    texts: Sequence[Text], prompt: Sequence[int], least: int = LEAST_SHARED
+) -> tuple[Text, int] | None:
+    """Return the text with which a prompt begins longest, and how many tokens they share; None: fewer than `least`.
+
+    The prompt's last token does not count, since it has to be computed for what follows it.
+    """
+    lengths = [common_length(prompt[:-1], text.tokens) for text in texts]
+    longest = max(lengths, default=0)
+    return (texts[lengths.index(longest)], longest) if longest >= least else None
+
+
+def remembering(texts: Sequence[Text], text: Text) -> list[Text]:
+    """Return the texts to keep with a new one: without those that it continues, and the oldest beyond the limit."""
+    kept = [other for other in texts if common_length(other.tokens, text.tokens) < len(other.tokens)]
+    kept.append(text)
+    while len(kept) > 1 and sum(len(one.tokens) for one in kept) > REMEMBERED_TOKENS:
+        kept.pop(0)
+    return kept

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +25,8 @@ from adapters.llama_library import (
 
 # Sequences that a context tells apart; llama.cpp allows 256 at most.
 SEQUENCES = 64
-# Cells are asked for in steps of this many.
-CELLS = 256
+# llama.cpp makes caches of a multiple of this many cells.
+_CELLS = 256
 # Positions of one call whose logits have room: each takes 1 MiB for a vocabulary of 262,144, twice.
 OUTPUTS = 64
 # Tokens that llama.cpp computes together; its own default.
@@ -112,7 +113,7 @@ class LlamaContext:
 
     Args:
         model: The weights.
-        cells: Tokens that the cache holds.
+        cells: Tokens that the cache holds at least.
         settings: How it computes.
         reads_states: Whether `decode` returns the last hidden states, and computes no logits.
         sequences: How many the cache tells apart.
@@ -134,10 +135,11 @@ class LlamaContext:
         self._model = model  # which must live longer than this
         forget_messages()
         params = self._library.llama_context_default_params()
+        cells = -(-cells // _CELLS) * _CELLS
         params.n_ctx = cells
         params.n_batch = params.n_ubatch = min(PHYSICAL_BATCH, cells)
         params.n_seq_max = sequences
-        params.n_outputs_max = min(OUTPUTS, cells)
+        params.n_outputs_max = OUTPUTS
         params.n_threads = params.n_threads_batch = settings.threads
         params.flash_attn_type = settings.flash_attention
         params.type_k = params.type_v = settings.cache_type
@@ -145,8 +147,11 @@ class LlamaContext:
         params.swa_full = True  # a prefix longer than the sliding window can be continued
         self._states: list[np.ndarray] = []
         self._failure: BaseException | None = None
+        self._reads_states = reads_states
         if reads_states:
-            self._callback = EvalCallback(self._read_states)  # which must live as long as the context
+            read = weakref.WeakMethod(self._copy_states)  # or the context would keep itself alive
+            # Called by `llama_decode` alone, so while `self` is alive. It must live as long as the context.
+            self._callback = EvalCallback(lambda tensor, ask, data: read()(tensor, ask, data))  # type: ignore[misc]
             params.cb_eval = self._callback
         self._pointer = self._library.llama_init_from_model(model.pointer, params)
         if not self._pointer:
@@ -193,23 +198,18 @@ class LlamaContext:
         count = len(tokens)
         flags = np.zeros(count, dtype=np.int8)
         flags[list(wanted)] = 1
-        own = np.asarray(sequences, dtype=np.int32)
-        arrays = [
-            np.asarray(tokens, dtype=np.int32),
-            np.asarray(places, dtype=np.int32),
-            np.ones(count, dtype=np.int32),
-        ]
+        ids, positions, of = (np.asarray(values, dtype=np.int32) for values in (tokens, places, sequences))
+        ones = np.ones(count, dtype=np.int32)
+        # Each token has a list of sequences, here of one: addresses in `of`.
+        lists = (of.ctypes.data + of.itemsize * np.arange(count)).astype(np.uintp)
         integers = ctypes.POINTER(ctypes.c_int32)
-        step = own.itemsize
-        first = own.ctypes.data
-        rows = (integers * count)(*(ctypes.cast(first + step * index, integers) for index in range(count)))
         batch = Batch(
             count,
-            arrays[0].ctypes.data_as(integers),
+            ids.ctypes.data_as(integers),
             None,
-            arrays[1].ctypes.data_as(integers),
-            arrays[2].ctypes.data_as(integers),
-            rows,
+            positions.ctypes.data_as(integers),
+            ones.ctypes.data_as(integers),
+            lists.ctypes.data_as(ctypes.POINTER(integers)),
             flags.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
         )
         forget_messages()
@@ -224,7 +224,7 @@ class LlamaContext:
             raise OutOfMemory(message or "llama.cpp found no memory for a batch")
         if code != SUCCESS:
             raise RuntimeError(f"llama.cpp failed to compute: {message or code}")
-        if hasattr(self, "_callback"):
+        if self._reads_states:
             return self._taken_states(len(wanted))
         size = self._model.vocabulary_size
         if not len(wanted):
@@ -241,7 +241,7 @@ class LlamaContext:
             raise RuntimeError(f"llama.cpp computed {len(found)} states in place of {count}")
         return found
 
-    def _read_states(self, tensor: Any, ask: bool, _: Any) -> bool:
+    def _copy_states(self, tensor: Any, ask: bool, _: Any) -> bool:
         """Copy the last hidden states; what follows them, the projection to the vocabulary, is not computed."""
         try:
             if self._library.ggml_get_name(tensor) != LAST_STATES:

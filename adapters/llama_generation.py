@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from adapters.base import Sampling
-from adapters.growing import LEAST_SHARED, REMEMBERED_TOKENS, common_length, new_rows
-from adapters.llama_context import CELLS, SEQUENCES, ContextSettings, LlamaContext, LlamaModel, decode_rows
+from adapters.growing import LEAST_SHARED, REMEMBERED_TOKENS, longest_beginning, new_rows, remembering
+from adapters.llama_context import SEQUENCES, ContextSettings, LlamaContext, LlamaModel, decode_rows
 from adapters.sampling import next_token
+from adapters.text import common_length
 
 
 @dataclass(frozen=True)
@@ -103,13 +104,12 @@ class LlamaGeneration:
                 self._context.remove(text.sequence)
             self._remembered = []
         self._forgets = False
-        needed = -(-tokens // CELLS) * CELLS
-        wanted = needed + (REMEMBERED_TOKENS if remember else 0)
-        if self._context is None or self._context.cells < needed:
+        if self._context is None or self._context.cells < tokens:
             self._remembered = []
             self._context = None  # before the larger one is made
-            self._context = LlamaContext(self._model, wanted, self._settings, reads_states=False)
-        while sum(len(text.tokens) for text in self._remembered) > self._context.cells - needed:
+            room = tokens + (REMEMBERED_TOKENS if remember else 0)
+            self._context = LlamaContext(self._model, room, self._settings, reads_states=False)
+        while sum(len(text.tokens) for text in self._remembered) > self._context.cells - tokens:
             self._context.remove(self._remembered.pop(0).sequence)
         return self._context
 
@@ -126,11 +126,11 @@ class LlamaGeneration:
             shared = 0
         starts = [0] * len(prompts)
         for number, (prompt, sequence) in enumerate(zip(prompts, sequences, strict=True)):
-            known = [common_length(prompt[:-1], text.tokens) for text in self._remembered] if remember else []
-            if known and max(known) >= max(LEAST_SHARED, shared):
-                starts[number] = max(known)
-                source = self._remembered[int(np.argmax(known))].sequence
-                context.copy(source, sequence, starts[number])
+            texts = self._remembered if remember else []
+            found = longest_beginning(texts, prompt, max(LEAST_SHARED, shared))
+            if found:
+                text, starts[number] = found
+                context.copy(text.sequence, sequence, starts[number])
         fresh = [number for number, start in enumerate(starts) if start < shared]
         for number in fresh:
             if number == fresh[0]:
@@ -143,14 +143,10 @@ class LlamaGeneration:
         return decode_rows(context, rows, last, starts, sequences, self._model.vocabulary_size)
 
     def _remember(self, text: _Text) -> None:
-        """Keep a text, and forget those that it continues."""
+        """Keep a text, and free the cells of those that are forgotten for it."""
         assert self._context is not None
-        for other in list(self._remembered):
-            if common_length(other.tokens, text.tokens) == len(other.tokens):
+        kept = remembering(self._remembered, text)[-SEQUENCES // 2 :]
+        for other in self._remembered:
+            if other not in kept:
                 self._context.remove(other.sequence)
-                self._remembered.remove(other)
-        self._remembered.append(text)
-        while len(self._remembered) > SEQUENCES // 2 or (
-            len(self._remembered) > 1 and sum(len(one.tokens) for one in self._remembered) > REMEMBERED_TOKENS
-        ):
-            self._context.remove(self._remembered.pop(0).sequence)
+        self._remembered = kept

@@ -16,7 +16,17 @@ from typing import Any
 import numpy as np
 
 from adapters.architecture import Architecture, Logits, read_architecture
-from adapters.base import Backend, BackendInfo, OutOfMemory, Prefix, Sampling, UserError, library_errors
+from adapters.base import (
+    Backend,
+    BackendInfo,
+    OutOfMemory,
+    Prefix,
+    Sampling,
+    UserError,
+    check_tokens,
+    library_errors,
+    own_prefix,
+)
 from adapters.low_rank import LowRank
 from adapters.mlx_weights import (
     describe_weights,
@@ -198,10 +208,7 @@ class MlxBackend(Backend):
         keep: bool = False,
     ) -> tuple[np.ndarray, Prefix | None]:
         mx = self._mx
-        if keep and len(rows) != 1:
-            raise ValueError("only a single row's cache can be kept")
-        if prefix is not None and not isinstance(prefix, MlxPrefix):
-            raise TypeError("the prefix was made by another backend")
+        before = own_prefix(prefix, MlxPrefix, rows, keep)
         width = max(len(row) for row in rows)
         tokens = np.zeros((len(rows), width), dtype=np.int32)
         for i, row in enumerate(rows):
@@ -209,7 +216,7 @@ class MlxBackend(Backend):
         wanted = [(i, p) for i, places in enumerate(positions) for p in places]
         result = np.zeros((len(wanted), self.info.hidden_size), dtype=np.float32)
         with memory_errors():
-            caches = self._caches(prefix, len(rows))
+            caches = self._caches(before, len(rows))
             for start in range(0, width, PREFILL_TOKENS):
                 piece = tokens[:, start : start + PREFILL_TOKENS]
                 hidden = self.model.model(mx.array(piece), cache=caches)
@@ -219,7 +226,7 @@ class MlxBackend(Backend):
                     read = hidden.reshape(-1, hidden.shape[-1])[mx.array(flat)].astype(mx.float32)
                     result[here] = np.array(read)
                 mx.eval([cache.state for cache in caches])
-            kept = _snapshot(caches, (prefix.length if prefix else 0) + width) if keep else None
+            kept = _snapshot(caches, (before.length if before else 0) + width) if keep else None
             del caches
             mx.clear_cache()
         return result, kept
@@ -244,9 +251,7 @@ class MlxBackend(Backend):
     def project(self, hidden: np.ndarray, sources: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         mx = self._mx
         logprobs, best = np.zeros(len(sources)), np.zeros(len(sources), dtype=bool)
-        vocabulary = self._vocabulary_matrix.weight.shape[0]
-        if len(tokens) and not 0 <= int(np.min(tokens)) <= int(np.max(tokens)) < vocabulary:
-            raise ValueError(f"token ids must lie in 0 to {vocabulary - 1}")
+        check_tokens(tokens, self._vocabulary_matrix.weight.shape[0])
         rows, row_of = np.unique(np.asarray(sources), return_inverse=True)
         height = max(1, PROJECTION_BYTES // (4 * self._block))
         with memory_errors():

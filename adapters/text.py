@@ -97,6 +97,22 @@ def growing_answers(count: int, stop: Sequence[str], on_text: Callable[[int, str
     return [GrowingAnswer(stop, functools.partial(on_text, index) if on_text else None) for index in range(count)]
 
 
+def common_length(a: Sequence[int], b: Sequence[int], limit: int | None = None) -> int:
+    """Return the number of tokens with which both begin, at most `limit`."""
+    limit = min(len(a), len(b)) if limit is None else min(limit, len(a), len(b))
+    one, other = tuple(a[:limit]), tuple(b[:limit])
+    if one == other:
+        return limit
+    low, high = 0, limit  # one[:low] is shared, one[:high] is not: bisect with slices compared in C
+    while high - low > 1:
+        middle = (low + high) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
 def cut_at_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:
     """Return the text before the first stop string, and whether there was one."""
     ends = [end for end in (text.find(string) for string in stop) if end >= 0]

@@ -19,12 +19,21 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from adapters.architecture import Architecture, Logits, model_class, read_architecture
-from adapters.base import Backend, BackendInfo, OutOfMemory, Prefix, Sampling, UserError, library_errors
+from adapters.base import (
+    Backend,
+    BackendInfo,
+    OutOfMemory,
+    Prefix,
+    Sampling,
+    UserError,
+    check_tokens,
+    library_errors,
+    own_prefix,
+)
 from adapters.mlx_weights import stored_bytes
 from adapters.text import end_tokens, load_tokenizer
 from adapters.torch_attention import CPU_ATTENTION, library_attention, share_keys
 from adapters.torch_generation import Generation, library_generate
-from adapters.torch_norms import fuse_norms, library_norms
 from adapters.torch_vocabulary import apply_rule, exact_bfloat16_products, head_outputs, vocabulary_pass
 from adapters.weight_files import TEXT_PREFIXES, check_tied_head, text_headers, weight_files
 
@@ -123,18 +132,15 @@ class TorchBackend(Backend):
         prefix: Prefix | None = None,
         keep: bool = False,
     ) -> tuple[np.ndarray, Prefix | None]:
-        if keep and len(rows) != 1:
-            raise ValueError("only a single row can be kept as a prefix")
-        if prefix is not None and not isinstance(prefix, TorchPrefix):
-            raise TypeError("the prefix was made by another backend")
+        before = own_prefix(prefix, TorchPrefix, rows, keep)
         # Padding stands on the right, where the causal mask hides it from every real token.
         longest = max(map(len, rows))
         ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=self.model.device)
         cache: DynamicCache | None = None
-        if prefix is not None:
+        if before is not None:
             # In 16 bits the sum of two rounded parts would be one rounding more.
             apart = self.model.config._attn_implementation == CPU_ATTENTION and self.model.dtype == torch.float32
-            cache = prefix.repeated(len(rows), keep, apart)
+            cache = before.repeated(len(rows), keep, apart)
         elif keep:
             cache = _new_cache(self.model)
         try:
@@ -146,15 +152,14 @@ class TorchBackend(Backend):
             raise_if_out_of_memory(error)
             raise
         self._note_memory()
-        length = longest + (prefix.length if prefix else 0)
+        length = longest + (before.length if before else 0)
         return hidden, TorchPrefix(cache, length) if keep and cache is not None else None
 
     @torch.inference_mode()
     def project(self, hidden: np.ndarray, sources: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         head = self.model.get_output_embeddings()
         weight = head.weight
-        if len(tokens) and not 0 <= int(np.min(tokens)) <= int(np.max(tokens)) < len(weight):
-            raise ValueError(f"token ids must lie in 0 to {len(weight) - 1}")
+        check_tokens(tokens, len(weight))
         logprobs = np.empty(len(tokens))
         greedy = np.empty(len(tokens), dtype=bool)
         for start in range(0, len(hidden), POSITION_CHUNK):
@@ -235,7 +240,7 @@ class TorchBackend(Backend):
 def plain_logprobs(model: Any, tokens: Sequence[int]) -> torch.Tensor:
     """Return the log-probabilities of all tokens but the first by transformers' own pass, float32 [tokens - 1]."""
     ids = torch.tensor([list(tokens)], device=model.device)
-    with library_attention(model.config), library_norms(model):
+    with library_attention(model.config):
         logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
     return torch.log_softmax(logits, dim=-1).gather(1, ids[0, 1:, None])[:, 0]
 
@@ -314,8 +319,6 @@ def load_torch(
     model = load_weights(model_dir, architecture, torch_dtype, state)
     model = model.to(device).eval()
     model.requires_grad_(False)
-    if device == "cpu":
-        fuse_norms(model)
     stored = _stored_type(model_dir) if state is None else weights or ""
     info = BackendInfo(
         name=name,

@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 
 from adapters.architecture import Logits
 from adapters.base import Sampling
-from adapters.growing import LEAST_SHARED, REMEMBERED_TOKENS, Row, common_length, new_rows
+from adapters.growing import LEAST_SHARED, Row, longest_beginning, new_rows, remembering
 from adapters.sampling import next_token, no_numbers
-from adapters.text import GrowingAnswer, growing_answers
+from adapters.text import GrowingAnswer, common_length, growing_answers
 from adapters.torch_cache import Batch, Computed, extend
 from adapters.torch_decoder import make_stepping
 from adapters.torch_vocabulary import NextToken
@@ -64,7 +63,8 @@ class Generation:
                 row, token = growing[number], tokens[number]
                 if row.add(token, token in self._end_tokens, watched) or left == 1:
                     if remember:
-                        self._remember(batch.row(number, [*row.prompt, *row.tokens.ids]))
+                        text = batch.row(number, [*row.prompt, *row.tokens.ids]).copied(self._decoder.dtype)
+                        self._remembered = remembering(self._remembered, text)
                     batch.drop(number)
                     growing[number] = growing[-1]
                     tokens[number] = tokens[-1]
@@ -127,20 +127,8 @@ class Generation:
 
     def _longest_beginning(self, prompt: Sequence[int]) -> Computed:
         """Return the longest remembered beginning of a prompt, without its last token: that one must be computed."""
-        remembered = self._remembered
-        lengths = [common_length(prompt[:-1], text.tokens) for text in remembered]
-        if not lengths or max(lengths) < LEAST_SHARED:
-            return NOTHING
-        best = int(np.argmax(lengths))
-        return remembered[best].beginning(lengths[best])
-
-    def _remember(self, text: Computed) -> None:
-        """Keep a text, and forget those that it continues, and the oldest where they become too many."""
-        others = [other for other in self._remembered if common_length(other.tokens, text.tokens) < len(other.tokens)]
-        kept = [*others, text.copied(self._decoder.dtype)]
-        while len(kept) > 1 and sum(len(one.tokens) for one in kept) > REMEMBERED_TOKENS:
-            kept.pop(0)
-        self._remembered = kept
+        found = longest_beginning(self._remembered, prompt)
+        return found[0].beginning(found[1]) if found else NOTHING
 
 
 def library_generate(

@@ -163,7 +163,10 @@ class ModelWorker:
 
     def warm_up(self) -> None:
         """Make ready for conversations, before any work is submitted: a model's first text takes longer."""
-        self._backend.generate([self._encode((), "")], Sampling(1), remember=True)
+        try:
+            self._backend.generate([self._encode((), "")], Sampling(1), remember=True)
+        except Exception as error:  # as for a conversation: questions may be answered all the same
+            log.error("the model wrote no first text: %s", error)
 
     def _run(self) -> None:
         while True:

@@ -89,7 +89,7 @@ def check_devices(model: str | None = None) -> list[CheckedBackend]:
     found: list[CheckedBackend] = []
     with tempfile.TemporaryDirectory() as scratch, quiet_libraries():
         models: list[tuple[str, Path, str, CachedDirectory, Path | None]] = [
-            (name, make_random_model(name, Path(scratch) / name), name, _uncached(Path(scratch) / "made"), None)
+            (name, make_random_model(name, Path(scratch) / name), name, uncached(Path(scratch) / "made"), None)
             for name in ARCHITECTURES
         ]
         if own is not None:
@@ -104,7 +104,7 @@ def check_devices(model: str | None = None) -> list[CheckedBackend]:
     return found
 
 
-def _uncached(directory: Path) -> CachedDirectory:
+def uncached(directory: Path) -> CachedDirectory:
     """Return a maker of directories that are kept below `directory`, not in the user's cache."""
 
     def make_directory(name: str, make: Callable[[Path], None], announcement: str) -> Path:

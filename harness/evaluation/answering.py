@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import Counter
+from collections.abc import Sequence
 
+from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
 from harness.evaluation.account import Account
+
+
+def repeats(requests: Sequence[Instance]) -> list[int]:
+    """Return how often each request has come before: one that is repeated is sampled anew each time."""
+    asked: Counter[int] = Counter()
+    found = []
+    for request in requests:
+        found.append(asked[id(request)])
+        asked[id(request)] += 1
+    return found
 
 
 class AnsweringModel(LM):

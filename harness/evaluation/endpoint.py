@@ -21,6 +21,7 @@ from harness.models.checkpoint import is_checkpoint
 from harness.tasks.foreign import ForeignTasks
 from harness.tasks.prompts import ChosenTask
 
+_TROUBLE = (429, 500, 502, 503, 504)  # statuses that say nothing about what the server gives
 _NO_CHAT = (400, 404, 405, 422, 501)  # statuses of servers without a chat template for the model
 _PROBE = ("Вопрос: идёт ли снег зимой?\nОтвет:", " да")
 
@@ -146,7 +147,7 @@ async def _check_scores(connection: Connection, model: str, task: str) -> None:
     try:
         await score_prompt(connection, model, *_PROBE)
     except NoAnswer as failure:
-        if failure.status is None and not failure.is_question:
+        if not failure.is_question and (failure.status is None or failure.status in _TROUBLE):
             raise _unusable(connection, failure) from None
         raise UserError(
             f"{connection.address} gives no log-probabilities of a prompt ({failure}), and {task} needs them",

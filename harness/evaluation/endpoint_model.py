@@ -7,7 +7,6 @@ import hashlib
 import json
 import logging
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -23,7 +22,7 @@ from harness.endpoint.connection import CHAT, COMPLETIONS, Connection
 from harness.endpoint.prompt_scores import PromptScore, score_prompt
 from harness.errors import UserError
 from harness.evaluation.account import Account
-from harness.evaluation.answering import AnsweringModel
+from harness.evaluation.answering import AnsweringModel, repeats
 from harness.evaluation.endpoint import Endpoint
 from harness.progress import Bar
 from harness.records.run import ENDPOINT, EndpointRecord, ModelRecord
@@ -84,7 +83,7 @@ class EndpointModel(AnsweringModel):
         self._store = store
         self._seed = seed
         self._apis: set[str] = set()
-        self._cut_short = 0  # empty answers that ended at max_tokens
+        self._cut_short = 0  # empty answers of this call that ended at max_tokens
 
     @property
     def applies_chat_template(self) -> bool:
@@ -133,11 +132,10 @@ class EndpointModel(AnsweringModel):
         return [score.logprob for score in self._scores(jobs, requests, "scoring texts")]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        asked: Counter[int] = Counter()  # a request that is repeated is sampled anew each time
-        jobs = []
-        for request in requests:
-            jobs.append(self._written_text(request, asked[id(request)]))
-            asked[id(request)] += 1
+        self._cut_short = 0
+        jobs = [
+            self._written_text(request, repeat) for request, repeat in zip(requests, repeats(requests), strict=True)
+        ]
         self._apis |= {"chat" if job.chat else "completions" for job in jobs}
         texts = self._answers(
             jobs, requests, "generating answers", self._write, self._store.texts, self._store.put_texts

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Hashable, Sequence
 
 import numpy as np
@@ -12,7 +11,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from adapters.base import OutOfMemory, Sampling
 from harness.errors import UserError
 from harness.evaluation.account import Account, account_for
-from harness.evaluation.answering import AnsweringModel
+from harness.evaluation.answering import AnsweringModel, repeats
 from harness.models.heads import choice_scores, head_sequences, log_softmax
 from harness.models.open import OpenModel
 from harness.processes import ALONE, Processes
@@ -156,11 +155,7 @@ class PlannedModel(AnsweringModel):
         self.single_bytes, _ = peak_memory(self.backend)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        asked: Counter[int] = Counter()  # a request that is repeated is sampled anew each time
-        jobs = []
-        for request in requests:
-            jobs.append(self._job(request, asked[id(request)]))
-            asked[id(request)] += 1
+        jobs = [self._job(request, repeat) for request, repeat in zip(requests, repeats(requests), strict=True)]
         self.generated_prompt_tokens += sum(len(job.prompt) for job in jobs)
         try:
             with Bar("generating answers", len(jobs) // self._processes.size, "answer") as bar:

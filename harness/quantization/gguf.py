@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
-from adapters.gguf_file import read_header
+from adapters.gguf_file import quantised_tensor, read_header
 from adapters.gguf_types import WHOLE
 from adapters.gguf_writer import write_gguf
 from adapters.llama_library import load_library
@@ -37,36 +36,16 @@ def write_model(model: LocalModel, file: Path, kind: str) -> int:
     Raises:
         UserError: The model comes from a quantised GGUF file, or as `write_gguf`.
     """
-    if model.gguf is not None:
-        _check_whole(model.gguf)
+    if model.gguf is not None and (found := quantised_tensor(read_header(model.gguf))):
+        raise UserError(
+            f"{model.gguf} is quantised already: it stores {found[0]} as {found[1]}",
+            "name the model that it was made from, or a file in f16, bf16 or f32",
+        )
     licence = licence_of(model.path).get("license", "")
     with whole_file(file) as scratch:
-        write_gguf(model.path, scratch, kind, name=model.name, licence=licence)
-        size = _tensor_bytes(scratch)
+        size = write_gguf(model.path, scratch, kind, name=model.name, licence=licence)
         if model.checkpoint is not None:
             change = f"Written as a GGUF file by rsg-harness: {kind}."
             with whole_directory(heads_directory(file)) as directory:
                 write_merged(directory, model.checkpoint, change, gguf=file_hash(scratch))
     return size
-
-
-def _check_whole(file: Path) -> None:
-    from gguf import GGMLQuantizationType
-
-    for name, tensor in read_header(file).tensors.items():
-        stored = GGMLQuantizationType(tensor.kind).name
-        if stored.lower() not in WHOLE:
-            raise UserError(
-                f"{file} is quantised already: it stores {name} as {stored}",
-                "name the model that it was made from, or a file in f16, bf16 or f32",
-            )
-
-
-def _tensor_bytes(file: Path) -> int:
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
-    total = 0
-    for tensor in read_header(file).tensors.values():
-        values, size = GGML_QUANT_SIZES[GGMLQuantizationType(tensor.kind)]
-        total += math.prod(tensor.shape) // values * size
-    return total

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from adapters.base import Backend, OutOfMemory, Sampling
+from adapters.text import common_length
 from harness.processes import ALONE, Processes
-from harness.scoring.plan import PREFIX_TOKENS_PER_BATCH_TOKEN, common_length
+from harness.scoring.plan import PREFIX_TOKENS_PER_BATCH_TOKEN
 from harness.scoring.store import ProgressStore
 
 # Tokens whose keys and values a batch keeps: 10 GB of a model of 4 billion weights.
@@ -35,8 +36,8 @@ def generate_all(
     """Return the continuation of every job, in order.
 
     Args:
-        batch_tokens: At most this many tokens in a batch, new ones and padding included; tokens with which all its
-            prompts begin count once.
+        batch_tokens: At most this many tokens in a batch, new ones and padding included; those with which all its
+            prompts begin do not count.
         store: Keeps finished texts; a resumed run finds them there.
         on_progress: Called with the number of jobs just finished.
         processes: Those that share the jobs; all must have the same ones.

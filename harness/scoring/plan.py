@@ -13,6 +13,7 @@ import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from adapters.text import common_length
 from harness.scoring.encoding import ScoredSequence
 
 # A further forward pass costs about as much as this share of a full batch (some tens of tokens on a CPU, hundreds on a
@@ -128,21 +129,6 @@ def prefix_tree(sequences: Sequence[ScoredSequence]) -> PrefixNode:
         _place_predictions(path, sequences[index], index)
     _count_leaves(root)
     return root
-
-
-def common_length(a: tuple[int, ...], b: tuple[int, ...], limit: int) -> int:
-    """Return the number of tokens with which both begin, at most `limit`; `a` has as many."""
-    limit = min(limit, len(b))
-    if a[:limit] == b[:limit]:
-        return limit
-    low, high = 0, limit  # a[:low] is shared, a[:high] is not: bisect with slices compared in C
-    while high - low > 1:
-        middle = (low + high) // 2
-        if a[low:middle] == b[low:middle]:
-            low = middle
-        else:
-            high = middle
-    return low
 
 
 def _split(node: PrefixNode, depth: int) -> None:

@@ -18,6 +18,7 @@ import torch
 
 from adapters.base import Backend, OutOfMemory, Prefix, Sampling
 from adapters.text import cut_at_stop
+from harness.device_check.check import uncached
 from tests.tiny_gemma import VOCABULARY_SIZE, make_tiny_gemma
 
 WINDOW = 16  # of the tiny model
@@ -62,14 +63,7 @@ def _load_gguf(directory: Path) -> Backend:
     pytest.importorskip("xllamacpp")
     from adapters.registry import load_backend
 
-    def made(name: str, make: Callable[[Path], None], _: str) -> Path:
-        target = directory / name
-        if not target.is_dir():
-            target.mkdir(parents=True)
-            make(target)
-        return target
-
-    return load_backend("gguf-f32", directory, fingerprint="tiny", cached=made)
+    return load_backend("gguf-f32", directory, fingerprint="tiny", cached=uncached(directory))
 
 
 def _fail_llama(backend: Any, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from adapters.gguf_file import part_files, read_header, read_tensor
 from adapters.llama_context import PHYSICAL_BATCH, SEQUENCES
 from adapters.llama_library import load_library
 from adapters.registry import BACKENDS, load_backend
+from harness.device_check.check import uncached
 from harness.device_check.random_models import ARCHITECTURES, make_random_model
 
 pytest.importorskip("xllamacpp")
@@ -50,7 +51,7 @@ def model(directory: Path) -> Any:
 @pytest.fixture(scope="module")
 def load(directory: Path) -> Callable[..., Backend]:
     def loaded(name: str, **args: Any) -> Backend:
-        return load_backend(name, directory, fingerprint="tiny", cached=_made_in(directory), args=args)
+        return load_backend(name, directory, fingerprint="tiny", cached=uncached(directory), args=args)
 
     return loaded
 
@@ -58,17 +59,6 @@ def load(directory: Path) -> Callable[..., Backend]:
 @pytest.fixture(scope="module")
 def exact(load: Callable[..., Backend]) -> Backend:
     return load("gguf-f32")
-
-
-def _made_in(directory: Path) -> Callable[[str, Callable[[Path], None], str], Path]:
-    def made(name: str, make: Callable[[Path], None], _: str) -> Path:
-        target = directory / name
-        if not target.is_dir():
-            target.mkdir(parents=True)
-            make(target)
-        return target
-
-    return made
 
 
 def _random_tokens(backend: Backend, length: int, seed: int = 0) -> list[int]:
@@ -97,7 +87,7 @@ def test_every_kind_of_weights_gives_the_log_probabilities_of_pytorch_on_the_sam
     architecture, directory, load, kind
 ):
     backend = load(kind)
-    request = LoadRequest(directory, "tiny", _made_in(directory), "llama.cpp", "auto", {})
+    request = LoadRequest(directory, "tiny", uncached(directory), "llama.cpp", "auto", {})
     reference = BACKENDS[kind].family.reference(BACKENDS[kind], request)
     tokens = _random_tokens(backend, LONGER_THAN_WINDOW)
     difference = np.abs(_logprobs(backend, tokens) - reference.library_logprobs(tokens)).max()
@@ -199,7 +189,7 @@ def _split(file: Path, directory: Path) -> Path:
 def test_a_split_model_is_run_by_its_first_part(directory, exact, tmp_path):
     first = _split(directory / "gguf" / "f32-tiny" / "model.gguf", tmp_path)
     assert len(part_files(first)) > 1
-    whole = load_backend("gguf", directory, fingerprint="split", cached=_made_in(tmp_path), gguf=first)
+    whole = load_backend("gguf", directory, fingerprint="split", cached=uncached(tmp_path), gguf=first)
     tokens = _random_tokens(exact, 20)
     np.testing.assert_array_equal(_logprobs(whole, tokens), _logprobs(exact, tokens))
     second = part_files(first)[1]
@@ -230,4 +220,4 @@ def test_what_cannot_be_is_refused_in_a_line(load, name, args, message):
 
 def test_a_type_that_llama_cpp_does_not_compute_in_is_refused(directory):
     with pytest.raises(UserError, match="computes Q8_0 weights in int8, not in bfloat16"):
-        load_backend("gguf-q8_0", directory, fingerprint="tiny", cached=_made_in(directory), dtype="bfloat16")
+        load_backend("gguf-q8_0", directory, fingerprint="tiny", cached=uncached(directory), dtype="bfloat16")

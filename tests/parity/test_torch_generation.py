@@ -211,7 +211,7 @@ def test_dialogues_of_several_users_are_remembered_beside_each_other(backend, mo
 
 
 def test_the_oldest_texts_are_forgotten(backend, computed, monkeypatch):
-    monkeypatch.setattr("adapters.torch_generation.REMEMBERED_TOKENS", 100)
+    monkeypatch.setattr("adapters.growing.REMEMBERED_TOKENS", 100)
     for seed in range(6):
         backend.generate([random_tokens(40, seed)], Sampling(4), remember=True)
     kept = [text.tokens[:40] for text in backend._generation._remembered]
