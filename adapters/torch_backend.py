@@ -34,6 +34,7 @@ from adapters.mlx_weights import stored_bytes
 from adapters.text import end_tokens, load_tokenizer
 from adapters.torch_attention import CPU_ATTENTION, library_attention, share_keys
 from adapters.torch_generation import Generation, library_generate
+from adapters.torch_linear import library_linear, use_onednn
 from adapters.torch_vocabulary import apply_rule, exact_bfloat16_products, head_outputs, vocabulary_pass
 from adapters.weight_files import TEXT_PREFIXES, check_tied_head, text_headers, weight_files
 
@@ -240,7 +241,7 @@ class TorchBackend(Backend):
 def plain_logprobs(model: Any, tokens: Sequence[int]) -> torch.Tensor:
     """Return the log-probabilities of all tokens but the first by transformers' own pass, float32 [tokens - 1]."""
     ids = torch.tensor([list(tokens)], device=model.device)
-    with library_attention(model.config):
+    with library_attention(model.config), library_linear(model):
         logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
     return torch.log_softmax(logits, dim=-1).gather(1, ids[0, 1:, None])[:, 0]
 
@@ -319,6 +320,7 @@ def load_torch(
     model = load_weights(model_dir, architecture, torch_dtype, state)
     model = model.to(device).eval()
     model.requires_grad_(False)
+    use_onednn(model.get_decoder())
     stored = _stored_type(model_dir) if state is None else weights or ""
     info = BackendInfo(
         name=name,

@@ -29,8 +29,6 @@ STATE_LIMIT = 63
 EXACT_NATS = 10.0
 # The share of tokens whose rounding is bounded by one number for all.
 USUAL_SHARE = 0.98
-# So many tokens in the running cost more than the whole product.
-MOST_CANDIDATES = 16_384
 # Tokens whose logits are computed in float32 where the first product is of 16 bits.
 RESCORED = 16  # the most that MPS sorts out
 
@@ -90,11 +88,8 @@ class NextToken:
         logits = apply_rule(self._coarse(hidden)[0], self._rule)
         for state, row in zip(hidden, logits, strict=True):
             candidates = np.flatnonzero(row.numpy() >= float(row.max()) - EXACT_NATS * temperature)
-            if len(candidates) > MOST_CANDIDATES:
-                row[:] = self._exact(state[None])[0]
-            else:
-                exact = torch.from_numpy(self._products_of(state, candidates))
-                row[torch.from_numpy(candidates)] = apply_rule(exact, self._rule)
+            exact = torch.from_numpy(self._products_of(state, candidates))
+            row[torch.from_numpy(candidates)] = apply_rule(exact, self._rule)
         return logits.numpy()
 
     def _likeliest_of(
@@ -102,14 +97,12 @@ class NextToken:
     ) -> int:
         least = self._products_of(state, np.array([rough.argmax()]))[0]
         candidates = coarse.at_least(least, rough, length, lost)
-        if len(candidates) > MOST_CANDIDATES:
-            return int(self._product(state[None]).argmax())
         return int(candidates[self._products_of(state, candidates).argmax()])
 
     def _products_of(self, state: torch.Tensor, tokens: np.ndarray) -> np.ndarray:
         """Return a state's exact products with the rows of some tokens, float32 [tokens]."""
         rows = torch.from_numpy(tokens)
-        products = self._head.weight[rows].float() @ state
+        products = torch.cat([self._head.weight[some].float() @ state for some in rows.split(VOCABULARY_CHUNK)])
         return (products if self._head.bias is None else products + self._head.bias[rows].float()).numpy()
 
     def _exact(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -86,14 +86,6 @@ def test_of_equal_tokens_the_first_is_taken(states):
 
 
 @torch.inference_mode()
-def test_too_many_tokens_in_the_running_are_compared_exactly(weight, states, monkeypatch):
-    next_token = NextToken(head_of(weight), Logits())
-    expected = next_token.likeliest(states)
-    monkeypatch.setattr(torch_vocabulary, "MOST_CANDIDATES", 0)
-    assert next_token.likeliest(states) == expected
-
-
-@torch.inference_mode()
 @pytest.mark.parametrize("rule", [Logits(), Logits(scale=0.5), Logits(cap=20.0)])
 def test_probable_tokens_have_exact_logits_to_sample_from(weight, states, rule):
     temperature = 0.7
