@@ -19,6 +19,8 @@ from adapters.architecture import Logits
 
 # Rows of the vocabulary matrix that are cast to float32 at a time: 16,384 rows of a 1,152-wide model are 75 MB.
 VOCABULARY_CHUNK = 16_384
+# Logits of this many tokens at a time on a CPU: the softmax then finds them in the caches, and their memory is reused.
+CPU_CHUNK = 4_096
 # Smaller matrices, in numbers, are multiplied exactly at once: a second copy would save nothing.
 LARGE_MATRIX = 1 << 21
 # States are split in two parts of 7 bits each. With 8, processors without 8-bit dot products would saturate: they add
@@ -216,8 +218,9 @@ def _codes(states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def exact_bfloat16_products(weight_dtype: torch.dtype) -> Iterator[None]:
     """Let oneDNN multiply float32 matrices that hold bfloat16 numbers as bfloat16, with sums in float32.
 
-    Hidden states and weights of a bfloat16 model are exact in bfloat16, so nothing is rounded, and the product is about
-    twice as fast. The result must be float32: in bfloat16 one in forty yes/no questions ends in a tie.
+    Hidden states and weights of a bfloat16 model are exact in bfloat16, so nothing is rounded. oneDNN does so on CPUs
+    with AMX, where the product is about twice as fast; with AVX-512 alone it multiplies in float32 all the same. The
+    result must be float32: in bfloat16 one in forty yes/no questions ends in a tie.
     """
     if weight_dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():
         yield
@@ -255,7 +258,7 @@ def vocabulary_pass(
         inside = (wanted >= start) & (wanted < start + logits.shape[1])
         logits_wanted[inside] = logits[rows[inside], wanted[inside] - start]
         new_best = torch.maximum(best, logits.max(dim=1).values)
-        total = total * torch.exp(best - new_best) + torch.exp(logits.sub_(new_best[:, None])).sum(dim=1)
+        total = total * torch.exp(best - new_best) + logits.sub_(new_best[:, None]).exp_().sum(dim=1)
         best = new_best
         start += logits.shape[1]
     return best + torch.log(total), best, logits_wanted
@@ -263,10 +266,11 @@ def vocabulary_pass(
 
 def head_outputs(hidden: torch.Tensor, head: Any) -> Iterator[torch.Tensor]:
     """Yield the head's output a slice of the vocabulary at a time, float32 [n, slice]."""
-    for start in range(0, len(head.weight), VOCABULARY_CHUNK):
-        output = hidden @ head.weight[start : start + VOCABULARY_CHUNK].float().T
+    chunk = CPU_CHUNK if head.weight.device.type == "cpu" else VOCABULARY_CHUNK
+    for start in range(0, len(head.weight), chunk):
+        output = hidden @ head.weight[start : start + chunk].float().T
         if head.bias is not None:
-            output += head.bias[start : start + VOCABULARY_CHUNK].float()
+            output += head.bias[start : start + chunk].float()
         yield output
 
 

@@ -69,16 +69,18 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=192)
     parser.add_argument("--turns", type=int, default=12)
     args = parser.parse_args()
-    predictor = Predictor(open_model(ModelOptions(args.model, args.backend)))
     rows = [document.row() for document in cached_split("terra", "validation", "mini").documents]
     questions = []
     for number, row in enumerate(islice(cycle(rows), args.questions)):
         # A number before each premise, because the planner computes equal questions once.
         questions.append({"premise": f"{number}. {row['premise']}", "hypothesis": row["hypothesis"]})
     jobs = [QuestionJob("terra", fields, False, None, {}) for fields in questions]
-    worker = ModelWorker(predictor, lambda: predictor, capacity=args.questions)
+    worker = ModelWorker(
+        lambda: Predictor(open_model(ModelOptions(args.model, args.backend))),
+        lambda: worker.predictor,
+        capacity=args.questions,
+    )
     asyncio.run(measure(worker, jobs))
-    worker.warm_up()
     asyncio.run(converse(worker, [f"{row['premise']} {row['hypothesis']}" for row in islice(cycle(rows), args.turns)]))
     worker.stop()
     worker.join()

@@ -31,6 +31,7 @@ PEAK_SIZE = 4096
 KINDS = {
     "aten::mm": "matrix products of the layers and the projection",
     "aten::addmm": "matrix products of the layers and the projection",
+    "mkldnn::_linear_pointwise": "matrix products of the layers and the projection",  # with an MLP's activation
     "aten::bmm": "attention's matrix products",
     "aten::_softmax": "attention's softmax and masks",
     "aten::where": "attention's softmax and masks",

@@ -20,7 +20,7 @@ from harness.bot.texts import Language
 from harness.errors import UserError
 from harness.evaluation.predict import Predictor
 from harness.files import cache_dir
-from harness.models.open import OpenModel, open_model
+from harness.models.open import OpenModel, open_model, provide_model
 from harness.models.options import ModelOptions
 from harness.progress import show_output
 from harness.reports.leaderboard import Row, build_leaderboard
@@ -44,25 +44,27 @@ def run_bot(options: BotOptions) -> None:
         log_without(token)
     store = Store(options.store or cache_dir() / "bot" / ("console.sqlite" if options.console else "bot.sqlite"))
     try:
-        opened = open_model(options)
+        local = provide_model(options)
+        worker = ModelWorker(
+            lambda: Predictor(open_model(options, local)),
+            lambda: Predictor(open_model(_other_options(options, worker.predictor.opened), local)),
+        )
         show_output(False)  # a bar for each question would overwrite the chat
-        asyncio.run(_serve(options, token, allowed, store, Predictor(opened)))
+        asyncio.run(_serve(options, token, allowed, store, worker))
     finally:
         store.close()
 
 
 async def _serve(
-    options: BotOptions, token: str | None, allowed: frozenset[int] | None, store: Store, predictor: Predictor
+    options: BotOptions, token: str | None, allowed: frozenset[int] | None, store: Store, worker: ModelWorker
 ) -> None:
-    opened = predictor.opened
-    worker = ModelWorker(predictor, lambda: Predictor(open_model(_other_options(options, opened), opened.local)))
-    worker.warm_up()
+    opened = worker.predictor.opened
     row = leaderboard_row(opened, Path("results"))
     conversation = Conversation(
         store,
         opened.name,
         lambda language: describe(opened, row, language),
-        predictor.tasks,
+        worker.predictor.tasks,
         # Beside quantised weights there is no original to load.
         can_compare=quantization_of(read_config(opened.local.path)) is None,
     )

@@ -8,6 +8,7 @@ of a second, and nobody waits for another user's long text.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import logging
 import threading
 import time
@@ -84,34 +85,50 @@ _Kind = TypeVar("_Kind", QuestionTicket, ChatTicket)
 
 
 class ModelWorker:
-    """A model in a thread of its own.
+    """A model in a thread of its own, which loads it too.
+
+    GNU OpenMP lets its threads sleep at once when two threads of a program have computed with all cores. Each small
+    operation then waits for them to wake, and an answer takes twice as long.
 
     Args:
-        predictor: The model.
+        load: Loads the model.
         load_other: Loads the second model of comparisons when one is first asked for.
         capacity: The most tickets that may wait.
         new_tokens: The most tokens of an answer in a conversation.
+
+    Attributes:
+        predictor: The model.
+
+    Raises:
+        Exception: What `load` raises.
     """
+
+    predictor: Predictor
 
     def __init__(
         self,
-        predictor: Predictor,
+        load: Callable[[], Predictor],
         load_other: Callable[[], Predictor],
         capacity: int = 256,
         new_tokens: int = 96,
     ) -> None:
-        self.predictor = predictor
+        self._load = load
         self._load_other = load_other
         self._other: Predictor | None = None
-        self._backend = predictor.opened.backend
-        self._template = predictor.opened.template
         self._capacity = capacity
         self._new_tokens = new_tokens
         self._waiting: deque[QuestionTicket | ChatTicket] = deque()
         self._changed = threading.Condition()
         self._stops = False
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+        self._loaded: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._thread.start()
+        try:
+            self._loaded.result()
+        except KeyboardInterrupt:
+            self.stop()
+            self.join()
+            raise
 
     def forget(self) -> None:
         """Let the model forget the dialogues that it remembers."""
@@ -161,14 +178,16 @@ class ModelWorker:
         """Wait for the current work to end, after `stop`: the interpreter must not exit while the model runs."""
         self._thread.join()
 
-    def warm_up(self) -> None:
-        """Make ready for conversations, before any work is submitted: a model's first text takes longer."""
-        try:
-            self._backend.generate([self._encode((), "")], Sampling(1), remember=True)
-        except Exception as error:  # as for a conversation: questions may be answered all the same
-            log.error("the model wrote no first text: %s", error)
-
     def _run(self) -> None:
+        try:
+            self.predictor = self._load()
+            self._backend = self.predictor.opened.backend
+            self._template = self.predictor.opened.template
+            self._warm_up()
+        except BaseException as error:
+            self._loaded.set_exception(error)
+            return
+        self._loaded.set_result(None)
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._stops)
@@ -181,6 +200,13 @@ class ModelWorker:
                 self._answer(questions)
             else:
                 self._converse(chats)
+
+    def _warm_up(self) -> None:
+        """Write a first text, which takes a model longer than the others."""
+        try:
+            self._backend.generate([self._encode((), "")], Sampling(1), remember=True)
+        except Exception as error:  # as for a conversation: questions may be answered all the same
+            log.error("the model wrote no first text: %s", error)
 
     def _take(self, kind: type[_Kind], most: int) -> list[_Kind]:
         """Take the first tickets of a kind from the queue; call it with the lock held."""

@@ -94,6 +94,16 @@ def _rounds_otherwise(args: Mapping[str, Any]) -> bool:
     return (args.get("group_size", GROUP_SIZE), args.get("mode", MODE)) != (GROUP_SIZE, MODE)
 
 
+def provide_model(options: ModelOptions) -> LocalModel:
+    """Return the files of a model, downloaded and converted where necessary.
+
+    Raises:
+        UserError: An option that does not fit, no such model, or one that cannot be fetched or converted.
+    """
+    check_model_options(options)
+    return provide(find_model(options.model), weights=options.backend != AS_IT_STANDS)
+
+
 def open_model(options: ModelOptions, local: LocalModel | None = None) -> OpenModel:
     """Load a model on a backend.
 
@@ -106,8 +116,7 @@ def open_model(options: ModelOptions, local: LocalModel | None = None) -> OpenMo
             log-probabilities are not those of the library's own forward pass.
     """
     check_model_options(options)
-    if local is None:
-        local = provide(find_model(options.model), weights=options.backend != AS_IT_STANDS)
+    local = local or provide_model(options)
     options = with_backend(options, local)
     checkpoint = read_checkpoint(local.checkpoint) if local.checkpoint else None
     heads = read_heads(local.checkpoint) if local.checkpoint else None

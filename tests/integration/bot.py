@@ -34,7 +34,7 @@ def serving(
     can_compare: bool = True,
 ) -> Iterator[ModelWorker]:
     """Run the bot in a thread with an event loop of its own until the block ends; then stop it as SIGTERM does."""
-    worker = ModelWorker(predictor, lambda: quantised or predictor, capacity=capacity, new_tokens=24)
+    worker = ModelWorker(lambda: predictor, lambda: quantised or predictor, capacity=capacity, new_tokens=24)
     ready = threading.Event()
     chats: list[tuple[asyncio.AbstractEventLoop, TelegramChat]] = []
     failures: list[BaseException] = []

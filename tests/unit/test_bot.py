@@ -227,7 +227,7 @@ def test_nothing_is_compared_where_there_is_no_original(store: Store) -> None:
 def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelWorker]:
     model = make_tiny_gemma(tmp_path_factory.mktemp("model") / "tiny", max_position_embeddings=4096)
     predictor = Predictor(open_model(ModelOptions(str(model))))
-    worker = ModelWorker(predictor, lambda: predictor, new_tokens=8)
+    worker = ModelWorker(lambda: predictor, lambda: predictor, new_tokens=8)
     yield worker
     worker.stop()
     worker.join()
