@@ -127,7 +127,7 @@ class ModelWorker:
             self._loaded.result()
         except KeyboardInterrupt:
             self.stop()
-            self.join()
+            self.join()  # a process that ends while PyTorch computes is aborted
             raise
 
     def forget(self) -> None:
@@ -183,7 +183,8 @@ class ModelWorker:
             self.predictor = self._load()
             self._backend = self.predictor.opened.backend
             self._template = self.predictor.opened.template
-            self._warm_up()
+            if not self._stops:
+                self._warm_up()
         except BaseException as error:
             self._loaded.set_exception(error)
             return

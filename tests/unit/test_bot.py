@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import string
+import threading
 from collections.abc import Iterator
 from itertools import pairwise, takewhile
 from operator import eq
@@ -231,6 +232,28 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelWorker]:
     yield worker
     worker.stop()
     worker.join()
+
+
+def test_the_thread_that_computes_loads_the_model(worker: ModelWorker) -> None:
+    """Else OpenMP has two masters, and an answer takes twice as long."""
+    threads = []
+
+    def load() -> Predictor:
+        threads.append(threading.current_thread().name)
+        return worker.predictor
+
+    other = ModelWorker(load, load)
+    other.stop()
+    other.join()
+    assert threads == ["model"]
+
+
+def test_a_model_that_cannot_be_loaded_is_the_caller_s_error() -> None:
+    def load() -> Predictor:
+        raise UserError("there is no such model", "name another one")
+
+    with pytest.raises(UserError, match="no such model"):
+        ModelWorker(load, load)
 
 
 def test_a_dialogue_is_cut_at_its_start_by_tokens(worker: ModelWorker) -> None:
