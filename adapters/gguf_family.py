@@ -72,6 +72,8 @@ class GgufFamily(Family):
         return load_torch(kind.name, request.model_dir, device="cpu", dtype="float32", state=state)
 
     def findings(self) -> list[Finding]:
+        if library_file() is None:  # which is no problem: not everyone needs this extra
+            return [Finding("gguf backends", f"llama.cpp is not installed ({INSTALL})")]
         if problem := llama_problem():
             return [Finding("gguf backends", problem, INSTALL)]
         return [Finding("gguf backends", f"computed by llama.cpp, build {installed_version()}, on {_device({})}")]

@@ -74,13 +74,13 @@ def write_gguf(
         UserError: The model is quantised or not one that is written here, llama.cpp is needed for the kind and not
             installed, or the disk is too full.
     """
-    encode = _encoder(kind)
     architecture = read_architecture(model_dir)
     if quantization_of(read_config(model_dir)) is not None:
         raise UserError(f"{model_dir} is quantised", "name the unquantised model")
     settings = gguf_settings(architecture)
     check_tied_head(model_dir, architecture.config.tie_word_embeddings)
     tensors = dict(_tensors(model_dir, architecture, kind))
+    encode = _encoder(kind)
     rows = len(tensors["token_embd.weight"].values)
     vocabulary = read_vocabulary(load_tokenizer(model_dir), rows) if tokenizer else NO_VOCABULARY
     if not tokenizer:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from adapters import mlx_family, torch_family
+from adapters import gguf_family, mlx_family, torch_family
 from adapters.registry import BACKENDS
 from harness import doctor
 
@@ -239,6 +239,11 @@ def test_the_report_is_aligned():
     assert starts == {2}
     width = max(len(line[2:].split("  ")[0]) for line in lines)
     assert all(line[2 + width : 4 + width] == "  " and line[4 + width] != " " for line in lines)
+
+
+def test_an_extra_that_is_not_installed_is_no_problem(monkeypatch):
+    monkeypatch.setattr(gguf_family, "library_file", lambda: None)
+    assert found("gguf backends") == ("llama.cpp is not installed (pip install 'rsg-harness[gguf]')", "")
 
 
 def test_python_under_rosetta_is_pointed_out(monkeypatch):
