@@ -103,7 +103,8 @@ NOT_RUN = {
         "hours without MLX's GPU; tests/integration/test_quantize.py learns with little text"
     ),
     "python scripts/against_lm_eval.py --data DIR": "minutes with the real model",
-    "python scripts/scoring_profile.py --data DIR --tasks terra,muserc": "minutes with the real model",
+    "python scripts/scoring_profile.py --data DIR --tasks terra": "minutes with the real model",
+    "python scripts/scoring_profile.py --data DIR --tasks muserc --limit 8": "minutes with the real model",
     "python scripts/training_trials.py --data DIR --output trials.json": "hours",
     "python scripts/training_speed.py --data DIR": "minutes with the real model",
     "python scripts/single_task.py results/checkpoints/gemma-3-270m-rsg --data DIR --run RUN": "hours",
