@@ -2,7 +2,7 @@
 
 PyTorch itself takes MKL for float32 products, which is slower on AMD's processors, and computes the activation of an
 MLP and the product with its other half in passes of their own over the widest activations that there are. oneDNN does
-both while it has the products in its registers, in float32: in 16 bits an MLP is then rounded twice less.
+both while it has the products in its registers, in float32, which saves two roundings in 16 bits.
 
 The operator is the one that PyTorch's own compiler calls. It takes the weights as they are, so nothing is copied.
 """
@@ -39,7 +39,7 @@ def use_onednn(decoder: nn.Module) -> None:
     types = {torch.float32, torch.bfloat16} if torch.ops.mkldnn._is_mkldnn_bf16_supported() else {torch.float32}
     if any(weight.device.type != "cpu" or weight.dtype not in types for weight in decoder.parameters()):
         return
-    for module in decoder.modules():
+    for module in decoder.modules():  # an MLP before its parts, so that it is held against their own code
         if _is_gated(module) and _agrees(module):
             _compute_by(module, _gated_mlp)
         elif type(module) is nn.Linear and module.weight.dtype is torch.float32:

@@ -1,8 +1,9 @@
-"""Which share of this machine's bfloat16 matrix peak the scoring reaches, and where the rest of the time goes.
+"""Which share of this machine's matrix peak the scoring reaches, and where the rest of the time goes.
 
-    python scripts/scoring_profile.py --data path/to/official [--tasks terra,muserc] [--limit 100]
+    python scripts/scoring_profile.py --data path/to/official [--tasks terra,muserc] [--limit 100] [--dtype bfloat16]
 
-The peak is measured, not read from a data sheet: the best of several products of square bfloat16 matrices. The work of
+The peak is measured, not read from a data sheet: the best of several products of square matrices. The scoring is timed
+in turn with PyTorch's own linear layers and MLPs in the model and with those of `adapters/torch_linear.py`. The work of
 the scoring is counted as 2 × parameters of the layers × tokens computed, and 2 × parameters of the vocabulary matrix ×
 positions projected; attention's own products, norms and activations count as nothing, so they lower the share.
 """
@@ -19,6 +20,7 @@ import torch
 from tabulate import tabulate
 
 from adapters.torch_backend import load_torch
+from adapters.torch_linear import library_linear
 from harness.models.resolve import find_model, provide
 from harness.quiet import quiet_libraries
 from harness.scoring.encoding import TextEncoder, encode_pairs
@@ -28,6 +30,7 @@ from harness.tasks.prompts import choose
 from harness.tasks.rendering import load_tasks
 
 PEAK_SIZE = 4096
+REPETITIONS = 3
 KINDS = {
     "aten::mm": "matrix products of the layers and the projection",
     "aten::addmm": "matrix products of the layers and the projection",
@@ -54,6 +57,12 @@ def matrix_peak(dtype: torch.dtype) -> float:
     return 2 * PEAK_SIZE**3 / best
 
 
+def timed(scorer: Scorer, plan: Any, sequences: Any) -> float:
+    started = time.perf_counter()
+    scorer.score(plan, sequences)
+    return time.perf_counter() - started
+
+
 def requests_of(tasks: list[str], data: str, limit: int) -> list[tuple[str, str]]:
     """(context, continuation) pairs as lm-eval renders them."""
     pairs = []
@@ -68,20 +77,23 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--tasks", default="terra")
     parser.add_argument("--limit", type=int, default=100)
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     args = parser.parse_args()
     with quiet_libraries(), torch.inference_mode():
         path = provide(find_model("embedded")).path
-        backend = load_torch("torch-cpu", path, device="cpu", dtype="bfloat16")
+        backend = load_torch("torch-cpu", path, device="cpu", dtype=args.dtype)
         pairs = requests_of(args.tasks.split(","), str(Path(args.data).resolve()), args.limit)
         encoder = TextEncoder(backend.tokenizer)
         sequences = encode_pairs(encoder, pairs, backend.info.context_length)
         plan = make_plan(sequences, backend.info.batch_tokens)
         Scorer(backend).score(plan, sequences)  # the first touch of the weights reads them from the disk
-        peak = matrix_peak(torch.bfloat16)
-        scorer = Scorer(backend)
-        started = time.perf_counter()
-        scorer.score(plan, sequences)
-        seconds = time.perf_counter() - started
+        peak = matrix_peak(backend.model.dtype)
+        own, seconds = float("inf"), float("inf")
+        for _ in range(REPETITIONS):
+            with library_linear(backend.model):
+                own = min(own, timed(Scorer(backend), plan, sequences))
+            scorer = Scorer(backend)
+            seconds = min(seconds, timed(scorer, plan, sequences))
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
             Scorer(backend).score(plan, sequences)
     vocabulary = backend.model.get_output_embeddings().weight.numel()
@@ -93,7 +105,8 @@ def main() -> None:
         f"{statistics.padding} of padding, {statistics.positions_projected} positions projected, "
         f"{statistics.forward_passes} forward passes, {seconds:.2f} s"
     )
-    print(f"bfloat16 matrix peak {peak / 1e9:.0f} GFLOP/s, {torch.get_num_threads()} threads")
+    print(f"with PyTorch's own linear layers {own:.2f} s: {own / seconds:.2f} times as long")
+    print(f"{args.dtype} matrix peak {peak / 1e9:.0f} GFLOP/s, {torch.get_num_threads()} threads")
     print(f"scoring {work / seconds / 1e9:.0f} GFLOP/s: {100 * work / seconds / peak:.0f}% of the peak\n")
     print(tabulate(shares(profile), headers=["where the time goes", "share"], tablefmt="github"))
 

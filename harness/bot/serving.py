@@ -112,7 +112,6 @@ class ModelWorker:
         capacity: int = 256,
         new_tokens: int = 96,
     ) -> None:
-        self._load = load
         self._load_other = load_other
         self._other: Predictor | None = None
         self._capacity = capacity
@@ -120,11 +119,11 @@ class ModelWorker:
         self._waiting: deque[QuestionTicket | ChatTicket] = deque()
         self._changed = threading.Condition()
         self._stops = False
-        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
-        self._loaded: concurrent.futures.Future[None] = concurrent.futures.Future()
+        loaded: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self._thread = threading.Thread(target=self._run, args=(load, loaded), name="model", daemon=True)
         self._thread.start()
         try:
-            self._loaded.result()
+            loaded.result()
         except KeyboardInterrupt:
             self.stop()
             self.join()  # a process that ends while PyTorch computes is aborted
@@ -178,17 +177,17 @@ class ModelWorker:
         """Wait for the current work to end, after `stop`: the interpreter must not exit while the model runs."""
         self._thread.join()
 
-    def _run(self) -> None:
+    def _run(self, load: Callable[[], Predictor], loaded: concurrent.futures.Future[None]) -> None:
         try:
-            self.predictor = self._load()
+            self.predictor = load()
             self._backend = self.predictor.opened.backend
             self._template = self.predictor.opened.template
             if not self._stops:
                 self._warm_up()
         except BaseException as error:
-            self._loaded.set_exception(error)
+            loaded.set_exception(error)
             return
-        self._loaded.set_result(None)
+        loaded.set_result(None)
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._stops)

@@ -14,6 +14,8 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP
 
 from adapters.torch_linear import library_linear, use_onednn
 
+pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
+
 SIZES = {"hidden_size": 48, "intermediate_size": 112, "num_attention_heads": 4}
 MAKERS = {
     "gemma3": lambda: Gemma3MLP(Gemma3TextConfig(**SIZES)),
